@@ -1,0 +1,1 @@
+"""Reproducible measurements, each runnable on its own, each with --json."""

@@ -1,0 +1,183 @@
+"""`prism run`: a local federation of real processes over loopback gRPC."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.display import RunDisplay
+from common.config import RunConfig, load_config
+from common.errors import ConfigError, PrismError
+
+STOP_SECONDS = 15.0
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="Run config, such as configs/quickstart.toml.")],
+    clients: Annotated[
+        int | None, typer.Option(min=1, help="Client processes; by default data.clients.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's directory; by default runs/NAME.")
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a config key; repeatable."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Images, as in `prism client`; by default data.name.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where mnist, fmnist, cifar10 or celeba lie.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda, for the clients.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads a client; by default cores / clients.")
+    ] = None,
+) -> None:
+    r"""Run a whole federation on this machine: one real server, N real clients, loopback gRPC.
+
+    Everything ends up in the run's directory: the resolved config, metrics.jsonl, comm.jsonl,
+    TensorBoard events, samples.png and model.prism. Stopped with Ctrl-C, the same command
+    takes it up again.
+
+    \b
+    prism run configs/quickstart.toml
+    prism run configs/mnist.toml --data-dir data --set rounds=20 --set train.local_steps=40
+    """
+    try:
+        changes = list(override or [])
+        if clients is not None:
+            changes.append(f"data.clients={clients}")
+        resolved = load_config(config, changes)
+        directory = out or Path("runs") / resolved.name
+        spec = data or resolved.data.name
+        if spec == "folder":
+            raise ConfigError("data.name is folder: say which, with --data folder:PATH")
+        count = resolved.data.clients
+        cores = len(os.sched_getaffinity(0))
+        options = ["--data", spec, "--device", device]
+        options += ["--threads", str(threads or max(1, cores // count))]
+        if data_dir is not None:
+            options += ["--data-dir", str(data_dir)]
+        federate(resolved, config, changes, directory, options)
+    except PrismError as error:
+        raise SystemExit(f"prism run: {error}") from error
+
+
+def federate(
+    resolved: RunConfig,
+    config: Path,
+    changes: Sequence[str],
+    directory: Path,
+    client_options: Sequence[str],
+) -> None:
+    """Start the processes, show how the run goes, and leave none of them behind.
+
+    Raises:
+        PrismError: a process ended early; with the last line that it wrote.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    address_file = directory / "address"
+    address_file.unlink(missing_ok=True)
+    count = resolved.data.clients
+    server_command = ["server", str(config), "--bind", "127.0.0.1:0", "--out", str(directory)]
+    server_command += [f"--set={change}" for change in changes]
+    with _processes(directory / "logs") as start, RunDisplay(resolved, directory) as display:
+        server = start("server", server_command)
+        while not address_file.exists():
+            _raise_if_failed(server)
+            if server.process.poll() is not None:
+                return
+            time.sleep(0.05)
+        address = address_file.read_text().strip()
+        clients = [
+            start(
+                f"client-{index}",
+                [
+                    *("client", "--server", address, "--name", f"client-{index}"),
+                    *("--partition", f"{index}/{count}"),
+                    *("--state", str(directory / "clients" / str(index))),
+                    *client_options,
+                ],
+            )
+            for index in range(count)
+        ]
+        while server.process.poll() is None:
+            for member in clients:
+                _raise_if_failed(member)
+            display.refresh()
+            time.sleep(0.2)
+        _raise_if_failed(server)
+        for member in clients:
+            member.process.wait(STOP_SECONDS)
+        display.refresh()
+
+
+class _Member:
+    """One started process and where it writes."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+        self.name, self.log = name, log
+        with log.open("ab") as stream:
+            # Its own session: Ctrl-C in the terminal reaches this process alone, which then
+            # stops the others in order.
+            self.process = subprocess.Popen(  # noqa: S603 - this project's own modules
+                [sys.executable, "-m", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+
+def _raise_if_failed(member: _Member) -> None:
+    if member.process.poll() not in (None, 0):
+        lines = member.log.read_text(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else f"exit code {member.process.returncode}"
+        raise PrismError(f"{member.name} stopped: {last} (all of it: {member.log})")
+
+
+class _Starter:
+    def __init__(self, logs: Path) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        self._logs = logs
+        self.members: list[_Member] = []
+
+    def __call__(self, name: str, command: Sequence[str]) -> _Member:
+        member = _Member(name, command, self._logs / f"{name}.log")
+        self.members.append(member)
+        return member
+
+
+@contextmanager
+def _processes(logs: Path) -> Iterator[_Starter]:
+    """Start processes; whatever happens, none is left when the block ends."""
+    starter = _Starter(logs)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield starter
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    finally:
+        # Clients first, so that they can say goodbye to a server that still listens.
+        for member in reversed(starter.members):
+            if member.process.poll() is None:
+                member.process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + STOP_SECONDS
+        for member in starter.members:
+            try:
+                member.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                member.process.kill()
+                member.process.wait()
+        signal.signal(signal.SIGTERM, previous)

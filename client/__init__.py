@@ -1,0 +1,1 @@
+"""One training process: private images stay here."""

@@ -1,0 +1,110 @@
+"""`python -m client`: one training process."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from client.loop import Client
+from client.privates import PartitionChoice, PrivateData, choose_device
+from client.store import ClientStore
+from client.transport import Security, Transport
+from common.address import check_security
+from common.errors import PrismError
+
+
+def client(
+    server: Annotated[str, typer.Option(help="HOST:PORT of the server.")],
+    data: Annotated[
+        str,
+        typer.Option(help="Your images: digits, mnist, fmnist, cifar10, celeba, or folder:PATH."),
+    ],
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where mnist, fmnist, cifar10 or celeba lie.")
+    ] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option(
+            help="Hold only part i of N of a shared data set, as i/N; auto lets the server "
+            "choose. By default all of the data are this client's own."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="This client's name; kept in --state, else made up.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads for training; 0 lets torch choose.")
+    ] = 0,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="Keep optimiser, moving averages and name here across restarts."),
+    ] = None,
+    encoder_weights: Annotated[
+        Path | None, typer.Option(help="vgg19_bn's weights, where they cannot be downloaded.")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="Certificate authority of the server; turns TLS on.")
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(help="This client's certificate (mutual TLS).")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    insecure: Annotated[
+        bool, typer.Option(help="Allow a server off this machine without TLS.")
+    ] = False,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds to keep trying to reach the server.")
+    ] = 600.0,
+) -> None:
+    r"""Train on your own images with a server; the images stay here.
+
+    The server's config is the only one: a client needs an address and its data. It may start
+    before the server, and takes up where it was when either of them restarts.
+
+    \b
+    prism client --server 127.0.0.1:7070 --data folder:photos --state client-state
+    prism client --server fl.example.org:7070 --ca ca.pem --data mnist --data-dir data
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        check_security(server, secured=ca is not None, insecure=insecure)
+        private = PrivateData(
+            data, data_dir, PartitionChoice.parse(partition), choose_device(device), encoder_weights
+        )
+        transport = Transport(server, Security(ca, cert, key))
+        process = Client(transport, private, ClientStore(state, name), patience)
+    except PrismError as error:
+        raise SystemExit(f"prism client: {error}") from error
+    try:
+        process.run()
+    except PrismError as error:
+        process.leave()
+        raise SystemExit(f"prism client: {error}") from error
+    except KeyboardInterrupt:
+        # A second Ctrl-C must not be swallowed while the first one says goodbye.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        process.leave()
+        raise SystemExit(130) from None
+    finally:
+        transport.close()
+
+
+def main() -> None:
+    """Run the command line."""
+    typer.run(client)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""One client's life: join, await a round, fetch, train, submit; and again.
+
+Whatever the network does, the client backs off with jitter and says what it is waiting for;
+it ends when the run is finished, when it is told to, or when nobody answered for too long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from client.privates import PrivateData
+from client.store import ClientStore, MadeUpdate
+from client.trainer import PrismTrainer
+from client.transport import Assignment, Finished, Report, Transport
+from client.update import encode_update, wire_codec
+from common.config import RunConfig, parse_config
+from common.errors import (
+    AlreadyExists,
+    NotInCohort,
+    PayloadError,
+    SessionUnknown,
+    StorageError,
+    TransportError,
+    WrongRound,
+)
+from common.fingerprint import Fingerprint
+from common.layout import update_layout
+from common.state import GlobalState
+from common.steps import apply_steps, initial_state
+
+log = logging.getLogger("prism.client")
+Result = TypeVar("Result")
+
+
+class Client:
+    """A client process's main object."""
+
+    def __init__(
+        self, transport: Transport, data: PrivateData, store: ClientStore, patience: float
+    ) -> None:
+        self._transport = transport
+        self._data = data
+        self._store = store
+        self._patience = patience
+        self._name = store.client_name()
+        self._instance = secrets.token_bytes(16)
+        self._lease = 30.0
+        self._said = ""
+
+    def run(self) -> None:
+        """Take part until the run is finished.
+
+        Raises:
+            PrismError: what cannot be mended by trying again.
+        """
+        config, fingerprint = self._learn_run()
+        self._enrol(fingerprint)
+        with self._heartbeats():
+            self._prepare(config)
+            while True:
+                outcome = self._call(self._transport.await_round)
+                if isinstance(outcome, Finished):
+                    log.info("the run is finished after %d rounds", outcome.round)
+                    break
+                if isinstance(outcome, Assignment):
+                    self._take_part(outcome)
+                else:
+                    self._say(f"waiting: {outcome.reason}")
+        with contextlib.suppress(TransportError, SessionUnknown):
+            self._transport.leave()
+
+    def leave(self) -> None:
+        """Tell the server that this client goes, if it can be told."""
+        with contextlib.suppress(TransportError, SessionUnknown):
+            self._transport.leave()
+
+    def _learn_run(self) -> tuple[RunConfig, Fingerprint]:
+        """Ask for the run's config, build weights and tables, and say what came out."""
+        joined = self._patiently(
+            lambda: self._transport.join(self._name, self._instance, None, wants_partition=False)
+        )
+        config = parse_config(joined.config_toml, source="the server's config")
+        fingerprint = Fingerprint.of(config)
+        fingerprint.check(joined.fingerprint)
+        log.info(
+            "run %s: %s, %d rounds, %d parameters",
+            config.name,
+            config.method,
+            config.rounds,
+            fingerprint.dimension,
+        )
+        return config, fingerprint
+
+    def _enrol(self, fingerprint: Fingerprint) -> None:
+        self._fingerprint = fingerprint
+        joined = self._patiently(
+            lambda: self._transport.join(
+                self._name, self._instance, fingerprint, self._data.wants_partition
+            )
+        )
+        self._lease = joined.lease_seconds
+        self._partition = joined.partition
+        log.info("joined as %s", self._name)
+
+    def _prepare(self, config: RunConfig) -> None:
+        """Load the private images, measure their features, and take up where this client was."""
+        self._config = config
+        self._held: GlobalState = initial_state(config)
+        self._made: MadeUpdate | None = None
+        encoder, moments = self._data.measure(config, self._partition)
+        self._trainer = PrismTrainer(config, encoder, moments, self._data.device)
+        kept = self._store.load(self._fingerprint.run_id)
+        if kept is not None:
+            saved, self._made = kept
+            try:
+                self._trainer.load_state_dict(saved)
+            except (KeyError, ValueError, RuntimeError) as error:
+                raise StorageError(
+                    "the trainer kept in --state does not fit this run; delete it to start afresh"
+                ) from error
+            log.info("took up the training state of round %d", self._made.round)
+
+    def _take_part(self, assignment: Assignment) -> None:
+        t = assignment.round
+        try:
+            state = self._call(lambda: self._fetch(assignment))
+            if self._made is None or self._made.round != t:
+                self._made = self._train(assignment, state)
+            made = self._made
+            layout = update_layout(self._config)
+            segments = [
+                (segment, wire_codec(segment), payload)
+                for segment, payload in zip(layout, made.payloads, strict=True)
+            ]
+            run_id = self._fingerprint.run_id
+            self._call(lambda: self._transport.submit(run_id, t, segments, made.report))
+        except WrongRound as error:
+            log.info("round %d has gone by; the server is at round %d", t, error.current)
+        except NotInCohort:
+            log.info("round %d goes on without this client", t)
+        except AlreadyExists as error:
+            log.warning("round %d: %s", t, error)
+        else:
+            size = sum(len(payload) for payload in made.payloads)
+            log.info(
+                "round %d: loss %.3g, trained %.1f s, sent %d bytes",
+                t,
+                made.report.loss,
+                made.report.seconds,
+                size,
+            )
+
+    def _fetch(self, assignment: Assignment) -> GlobalState:
+        """The state of the round, by differences if they lead there, else by keyframe."""
+        if self._held.digest() == assignment.state_digest:
+            return self._held
+        for held in (self._held, None):
+            try:
+                steps = self._transport.fetch_state(assignment.round, held)
+                state = apply_steps(self._held, steps)
+            except PayloadError as error:
+                log.warning("state of round %d: %s", assignment.round, error)
+                continue
+            if state.digest() == assignment.state_digest:
+                self._held = state
+                return state
+            log.warning("state of round %d has another digest", assignment.round)
+        raise PayloadError(
+            f"round {assignment.round}: neither differences nor a keyframe give the server's state"
+        )
+
+    def _train(self, assignment: Assignment, state: GlobalState) -> MadeUpdate:
+        steps = self._config.train.local_steps
+        last = time.monotonic()
+
+        def progress(step: int, loss: float) -> None:
+            nonlocal last
+            if time.monotonic() - last > 5:
+                log.info("round %d: step %d/%d, loss %.3g", state.round, step, steps, loss)
+                last = time.monotonic()
+
+        result = self._trainer.train(state, self._name, progress)
+        payloads = encode_update(
+            self._config,
+            state,
+            result.scores,
+            rank=assignment.rank,
+            cohort_size=assignment.cohort_size,
+            client=self._name,
+        )
+        report = Report(self._data.examples, result.loss, result.seconds)
+        made = MadeUpdate(assignment.round, payloads, report)
+        self._store.save(self._fingerprint.run_id, self._trainer.state_dict(), made)
+        return made
+
+    def _call(self, call: Callable[[], Result]) -> Result:
+        """Make a call in this session, joining again whenever the server has forgotten it."""
+        while True:
+            try:
+                return self._patiently(call)
+            except SessionUnknown:
+                log.info("the server does not know this session; joining again")
+                self._enrol(self._fingerprint)
+
+    def _patiently(self, call: Callable[[], Result]) -> Result:
+        """Make a call, backing off with full jitter while the server cannot be reached."""
+        started, delay = time.monotonic(), 0.5
+        while True:
+            try:
+                result = call()
+            except TransportError as error:
+                left = started + self._patience - time.monotonic()
+                if left <= 0:
+                    raise
+                self._say(f"{error}; trying again for up to {left:.0f} s")
+                # Jitter spreads clients out after an outage; nothing reproducible hangs on it.
+                time.sleep(min(left, random.uniform(0.1, delay)))
+                delay = min(delay * 2, 15.0)
+            else:
+                self._said = ""
+                return result
+
+    def _say(self, line: str) -> None:
+        """Log what this client waits for, once until it changes."""
+        key = line.partition(";")[0]
+        if key != self._said:
+            log.info("%s", line)
+            self._said = key
+
+    @contextlib.contextmanager
+    def _heartbeats(self) -> Iterator[None]:
+        """Renew the lease from a thread while the main one trains."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(self._lease / 3):
+                # The main thread's next call meets the same trouble, and deals with it.
+                with contextlib.suppress(TransportError, SessionUnknown):
+                    self._transport.heartbeat()
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()

@@ -1,0 +1,95 @@
+"""Feature matching: the MMD with a perceptual kernel, by moments (GFMN, dos Santos et al. 2019).
+
+Real data enter only as the mean and variance of each frozen feature, computed once. Each
+step compares them with a generated batch; the differences are smoothed by moving averages,
+and the generator descends along the smoothed differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from common.data import to_unit
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Per-feature statistics, all layers one after another.
+
+    Attributes:
+        mean: (F,) float32.
+        variance: (F,) float32, population variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+
+def feature_moments(features: Sequence[Tensor]) -> Moments:
+    """Moments of one batch, layer by layer: no (B, F) matrix of all features is ever built.
+
+    Args:
+        features: per layer (B, C, H, W); gradients flow through.
+    """
+    means, variances = [], []
+    for layer in features:
+        variance, mean = torch.var_mean(layer.flatten(1), dim=0, correction=0)
+        means.append(mean)
+        variances.append(variance)
+    return Moments(torch.cat(means), torch.cat(variances))
+
+
+def real_moments(encoder: nn.Module, batches: Iterable[Tensor], device: torch.device) -> Moments:
+    """Moments of all real images, accumulated in float64 over batches.
+
+    Args:
+        encoder: frozen; (B, C, H, W) in [-1, 1] to a list of feature maps.
+        batches: uint8 images (B, C, H, W).
+        device: where to compute.
+
+    Returns:
+        Moments on `device`.
+    """
+    count = 0
+    first = second = torch.zeros((), dtype=torch.float64, device=device)
+    with torch.no_grad():
+        for images in batches:
+            flat = [layer.flatten(1).double() for layer in encoder(to_unit(images.to(device)))]
+            first = first + torch.cat([layer.sum(0) for layer in flat])
+            second = second + torch.cat([layer.square().sum(0) for layer in flat])
+            count += len(images)
+    mean = first / count
+    variance = (second / count - mean.square()).clamp_min(0)
+    return Moments(mean.float(), variance.float())
+
+
+class MovingAverages:
+    """v_m and v_v: each moved by one Adam step a batch towards the current difference.
+
+    Attributes:
+        mean: (F,) v_m, of real mean minus generated mean.
+        variance: (F,) v_v, likewise of the variances.
+    """
+
+    def __init__(self, features: int, rate: float, device: torch.device) -> None:
+        self.mean = torch.zeros(features, device=device, requires_grad=True)
+        self.variance = torch.zeros(features, device=device, requires_grad=True)
+        self.optimiser = torch.optim.Adam([self.mean, self.variance], lr=rate, betas=(0.5, 0.999))
+
+    def step(self, real: Moments, generated: Moments) -> Tensor:
+        """Move both averages, then return the generator's loss.
+
+        The loss <v_m, real mean - generated mean> + <v_v, real variance - generated variance>
+        carries gradients through `generated` alone.
+        """
+        mean_difference = real.mean - generated.mean
+        variance_difference = real.variance - generated.variance
+        # The gradient of the squared error |v - difference|^2, which Adam follows.
+        self.mean.grad = 2 * (self.mean.detach() - mean_difference.detach())
+        self.variance.grad = 2 * (self.variance.detach() - variance_difference.detach())
+        self.optimiser.step()
+        return self.mean.detach() @ mean_difference + self.variance.detach() @ variance_difference

@@ -1,0 +1,132 @@
+"""The private side of a client: its images, its encoder, its device. Nothing here is sent."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from client.loss import Moments, real_moments
+from common.config import RunConfig
+from common.data import load_images, open_source, partition
+from common.encoders import load_encoder
+from common.errors import ConfigError, DataError
+
+log = logging.getLogger("prism.client")
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class PartitionChoice:
+    """Which part of the data set this client holds.
+
+    Attributes:
+        index: of the part; None leaves the choice to the server.
+        count: parts in all.
+    """
+
+    index: int | None
+    count: int
+
+    @classmethod
+    def parse(cls, text: str | None) -> PartitionChoice | None:
+        """Read "i/N" or "auto"; None means that all of the data are this client's own.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        if text is None:
+            return None
+        if text == "auto":
+            return cls(None, 0)
+        index, slash, count = text.partition("/")
+        if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
+            return cls(int(index), int(count))
+        raise ConfigError(f'--partition {text}: write i/N with 0 <= i < N, such as 0/3, or "auto"')
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of --device auto|cpu|cuda.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device {name}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device here")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+class PrivateData:
+    """Images of one client, opened when the run's config is known."""
+
+    def __init__(
+        self,
+        spec: str,
+        data_dir: Path | None,
+        choice: PartitionChoice | None,
+        device: torch.device,
+        encoder_weights: Path | None = None,
+    ) -> None:
+        self.device = device
+        self.examples = 0
+        self._source = open_source(spec, data_dir)
+        self._choice = choice
+        self._encoder_weights = encoder_weights
+
+    @property
+    def wants_partition(self) -> bool:
+        """Whether the server is to choose the partition."""
+        return self._choice is not None and self._choice.index is None
+
+    def measure(self, config: RunConfig, assigned: tuple[int, int]) -> tuple[nn.Module, Moments]:
+        """Load this client's images and compute the moments of their features.
+
+        Args:
+            config: the run.
+            assigned: (index, count) that the server chose; used if it was asked to.
+
+        Returns:
+            The frozen encoder on the device, and the moments that training matches.
+        """
+        indices = self._indices(config, assigned)
+        self.examples = len(indices)
+        log.info("measuring the features of %d images", len(indices))
+        encoder = load_encoder(
+            config.encoder.name,
+            layers=config.encoder.layers,
+            pool=config.encoder.pool,
+            weights=self._encoder_weights,
+        ).to(self.device)
+        batches = (
+            load_images(
+                self._source,
+                indices[start : start + _BATCH],
+                config.model.image_size,
+                config.channels,
+            )
+            for start in range(0, len(indices), _BATCH)
+        )
+        return encoder, real_moments(encoder, batches, self.device)
+
+    def _indices(self, config: RunConfig, assigned: tuple[int, int]) -> np.ndarray:
+        if self._choice is None:
+            return np.arange(len(self._source))
+        index, count = self._choice.index, self._choice.count
+        if index is None:
+            index, count = assigned
+        if not 0 <= index < count:
+            raise DataError(f"the server assigned partition {index} of {count}")
+        parts = partition(
+            self._source.labels if self._source.labels is not None else len(self._source),
+            config.data.model_copy(update={"clients": count}),
+            config.seed,
+        )
+        return parts[index]

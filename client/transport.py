@@ -1,0 +1,338 @@
+"""The client's side of the wire: a channel, deadlines, and domain objects in and out.
+
+gRPC has no deadlines unless they are given, so every call has one. Small unary calls are
+retried by service config; streams are not retried by gRPC, so the loop does that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import grpc
+
+from common import PROTOCOL_VERSION, __version__, errors
+from common.codecs import MASK_CODECS, SCORE_CODECS, WEIGHT_CODECS
+from common.errors import ConfigError, PayloadError, PrismError, ProtocolError, TransportError
+from common.fingerprint import Fingerprint
+from common.layout import SegmentSpec
+from common.rpc.prism.v1 import federation_pb2 as pb
+from common.rpc.prism.v1.federation_pb2_grpc import FederationStub
+from common.state import GlobalState
+from common.steps import STATE_CODECS, StateStep
+
+CHUNK = 64 * 1024
+CALL_SECONDS = 20.0
+STREAM_SECONDS = 600.0
+POLL_SECONDS = 20.0
+
+_RETRY = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": "prism.v1.Federation", "method": method}
+                for method in ("Join", "Heartbeat", "Leave", "GetStatus")
+            ],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+_KINDS = {
+    "mask": pb.SEGMENT_KIND_MASK,
+    "score": pb.SEGMENT_KIND_SCORE,
+    "weight": pb.SEGMENT_KIND_WEIGHT,
+}
+_CODECS = [
+    *(pb.Codec.ValueType(codec.wire) for codec in MASK_CODECS),
+    *(pb.Codec.ValueType(codec.wire) for codec in SCORE_CODECS),
+    *(pb.Codec.ValueType(codec.wire) for codec in WEIGHT_CODECS),
+]
+_ERRORS: dict[str, type[PrismError]] = {
+    "UNAUTHENTICATED": errors.SessionUnknown,
+    "PERMISSION_DENIED": errors.NotInCohort,
+    "ALREADY_EXISTS": errors.AlreadyExists,
+    "FAILED_PRECONDITION": errors.RunMismatch,
+    "RESOURCE_EXHAUSTED": errors.PayloadTooLarge,
+    "INVALID_ARGUMENT": errors.PayloadError,
+    "UNAVAILABLE": errors.TransportError,
+    "DEADLINE_EXCEEDED": errors.TransportError,
+}
+
+
+@dataclass(frozen=True)
+class Security:
+    """How the channel is secured.
+
+    Attributes:
+        ca: certificates that may have signed the server's; None is plain text.
+        cert: this client's certificate, for mutual TLS.
+        key: its key.
+    """
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What `Join` answered. `session` is empty when the run was only asked for."""
+
+    config_toml: str
+    fingerprint: Fingerprint
+    session: str
+    lease_seconds: float
+    partition: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Train on the state of `round` and submit."""
+
+    round: int
+    state_digest: bytes
+    rank: int
+    cohort_size: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do yet, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over after `round` rounds."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures that travel with an update."""
+
+    examples: int
+    loss: float
+    seconds: float
+
+
+class Transport:
+    """One channel to one server. Every method may raise TransportError: try again later."""
+
+    def __init__(self, address: str, security: Security) -> None:
+        self._address = address
+        options = [
+            ("grpc.service_config", json.dumps(_RETRY)),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            # Reconnecting is paced by the loop, which can say so.
+            ("grpc.min_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+        ]
+        if security.ca is None:
+            if security.cert or security.key:
+                raise ConfigError("--cert and --key need --ca")
+            self._channel = grpc.insecure_channel(address, options)
+        else:
+            self._channel = grpc.secure_channel(address, _credentials(security), options)
+        self._stub = FederationStub(self._channel)
+        self._session = ""
+
+    def join(
+        self, name: str, instance: bytes, fingerprint: Fingerprint | None, wants_partition: bool
+    ) -> Joined:
+        """Ask for the run (no fingerprint), or enrol and open a session."""
+        request = pb.JoinRequest(
+            protocol_version=PROTOCOL_VERSION,
+            client_name=name,
+            instance=instance,
+            codecs=_CODECS,
+            state_codecs=[pb.StateCodec.ValueType(codec) for codec in STATE_CODECS],
+            wants_partition=wants_partition,
+            software=f"prism-fl {__version__}",
+        )
+        if fingerprint is not None:
+            request.fingerprint.CopyFrom(_to_wire(fingerprint))
+        with self._errors():
+            reply = self._stub.Join(request, timeout=CALL_SECONDS)
+        self._session = reply.session
+        return Joined(
+            reply.config_toml,
+            _from_wire(reply.fingerprint),
+            reply.session,
+            reply.lease_seconds,
+            (reply.partition_index, reply.partition_count),
+        )
+
+    def await_round(self) -> Assignment | Wait | Finished:
+        """Long poll for the next thing to do."""
+        request = pb.AwaitRoundRequest(wait_seconds=POLL_SECONDS)
+        with self._errors():
+            reply = self._stub.AwaitRound(
+                request, timeout=POLL_SECONDS + CALL_SECONDS, metadata=self._metadata()
+            )
+        match reply.WhichOneof("outcome"):
+            case "assignment":
+                a = reply.assignment
+                return Assignment(a.round, a.state_digest, a.rank, a.cohort_size)
+            case "finished":
+                return Finished(reply.finished.round)
+            case "wait":
+                return Wait(reply.wait.reason)
+            case _:
+                raise ProtocolError("the server's answer to AwaitRound is empty")
+
+    def fetch_state(self, round_: int, held: GlobalState | None) -> list[StateStep]:
+        """The steps from the held state, or from nothing, to the state of a round."""
+        request = pb.FetchStateRequest(round=round_)
+        if held is not None:
+            request.holds_state = True
+            request.held_round = held.round
+            request.held_digest = held.digest()
+        with self._errors():
+            stream = self._stub.FetchState(
+                request, timeout=STREAM_SECONDS, metadata=self._metadata()
+            )
+            chunks = iter(stream)
+            first = next(chunks, None)
+            if first is None or first.WhichOneof("part") != "header":
+                raise PayloadError("the state stream has no header")
+            data = b"".join(chunk.data for chunk in chunks)
+        steps, at = [], 0
+        for step in first.header.steps:
+            payload = data[at : at + step.payload_bytes]
+            at += step.payload_bytes
+            steps.append(StateStep(step.codec, step.round, payload))
+        if at != len(data):
+            raise PayloadError(f"the state stream has {len(data)} bytes, its header says {at}")
+        return steps
+
+    def submit(
+        self,
+        run_id: bytes,
+        round_: int,
+        segments: Sequence[tuple[SegmentSpec, int, bytes]],
+        report: Report,
+    ) -> bool:
+        """Stream one update; (segment, wire codec, payload) each. Says if it was a duplicate."""
+        payload = b"".join(data for _, _, data in segments)
+        header = pb.UpdateHeader(
+            run_id=run_id,
+            round=round_,
+            payload_digest=hashlib.sha256(payload).digest(),
+            report=pb.ClientReport(
+                examples=report.examples, loss=report.loss, train_seconds=report.seconds
+            ),
+        )
+        for segment, codec, data in segments:
+            header.segments.add(
+                kind=_KINDS[segment.kind],
+                codec=pb.Codec.ValueType(codec),
+                offset=segment.offset,
+                count=segment.count,
+                payload_bytes=len(data),
+            )
+
+        def chunks() -> Iterator[pb.UpdateChunk]:
+            yield pb.UpdateChunk(header=header)
+            for start in range(0, len(payload), CHUNK):
+                yield pb.UpdateChunk(data=payload[start : start + CHUNK])
+
+        with self._errors():
+            reply = self._stub.SubmitUpdate(
+                chunks(), timeout=STREAM_SECONDS, metadata=self._metadata()
+            )
+        return reply.duplicate
+
+    def heartbeat(self) -> None:
+        """Renew the lease."""
+        with self._errors():
+            self._stub.Heartbeat(
+                pb.HeartbeatRequest(), timeout=CALL_SECONDS, metadata=self._metadata()
+            )
+
+    def leave(self) -> None:
+        """End the session."""
+        with self._errors():
+            self._stub.Leave(pb.LeaveRequest(), timeout=3, metadata=self._metadata())
+
+    def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        self._channel.close()
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("prism-session", self._session),)
+
+    def _errors(self) -> _MappedErrors:
+        return _MappedErrors(self._address)
+
+
+class _MappedErrors:
+    """Turns a failed call into the error of the tree that its status stands for."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, grpc.RpcError):
+            return
+        # Every RpcError that a call raises is that call too; the stubs do not say so.
+        call = cast(grpc.Call, error)
+        status, text = call.code().name, call.details() or "no details"
+        trailing = {item[0]: item[1] for item in call.trailing_metadata() or ()}
+        if "prism-round" in trailing:
+            raise errors.WrongRound(text, int(trailing["prism-round"])) from error
+        if status == "CANCELLED":
+            raise TransportError("the call was cancelled") from error
+        kind_ = _ERRORS.get(status, ProtocolError)
+        if kind_ is TransportError:
+            text = f"no answer from {self._address}: {text.splitlines()[0]}"
+        raise kind_(text) from error
+
+
+def _credentials(security: Security) -> grpc.ChannelCredentials:
+    def read(path: Path | None) -> bytes | None:
+        try:
+            return path.read_bytes() if path else None
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+
+    if (security.cert is None) != (security.key is None):
+        raise ConfigError("mutual TLS needs both --cert and --key")
+    return grpc.ssl_channel_credentials(read(security.ca), read(security.key), read(security.cert))
+
+
+def _to_wire(fingerprint: Fingerprint) -> pb.Fingerprint:
+    return pb.Fingerprint(
+        run_id=fingerprint.run_id,
+        seed=fingerprint.seed,
+        dimension=fingerprint.dimension,
+        weights_digest=fingerprint.weights_digest,
+        tables_digest=fingerprint.tables_digest,
+    )
+
+
+def _from_wire(message: pb.Fingerprint) -> Fingerprint:
+    return Fingerprint(
+        message.run_id,
+        message.seed,
+        message.dimension,
+        message.weights_digest,
+        message.tables_digest,
+    )

@@ -1,0 +1,247 @@
+"""RunConfig: everything that defines a run. TOML in, validated, frozen, digest out.
+
+The server's config is the only one; clients receive it when they join. So nothing here is
+about one machine: paths, devices, addresses and keys are command-line options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+GREY_DATA = frozenset({"digits", "mnist", "fmnist"})
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataConfig(_Section):
+    """What the clients hold, and how one data set is split among them."""
+
+    name: Literal["digits", "mnist", "fmnist", "cifar10", "celeba", "folder"] = "digits"
+    partition: Literal["iid", "shards", "dirichlet", "attribute"] = "iid"
+    clients: Positive = 3
+    """Partitions that the data set is cut into; the usual number of clients."""
+    shards_per_client: Positive = 4
+    dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.005
+
+
+class ModelConfig(_Section):
+    """The frozen generator."""
+
+    width: Positive = 16
+    """Channels of the last block; each block before it has twice as many."""
+    image_size: Literal[16, 32, 64, 128] = 32
+    channels: Literal[1, 3] | None = None
+    """Grey or colour; by default what `data.name` has."""
+    latent: Positive = 128
+
+
+class EncoderConfig(_Section):
+    """The frozen feature extractor."""
+
+    name: Literal["small", "vgg19_bn"] = "small"
+    layers: Annotated[tuple[int, ...] | None, Field(strict=False)] = None
+    """Feature layers to match, by index; by default all of them."""
+    pool: Positive | None = None
+    """Average-pool each feature map down to pool x pool before matching."""
+
+
+class TrainConfig(_Section):
+    """Local training of one client in one round."""
+
+    local_steps: Positive = 20
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Adam's on the scores."""
+    learning_rate_final: Annotated[float, Field(gt=0)] | None = None
+    """Reached along a half cosine at the last round; by default no schedule."""
+    moving_average_rate: Annotated[float, Field(gt=0)] = 1e-5
+    """Adam's on the moving averages of the feature differences."""
+    straight_through: Literal["scaled", "unscaled"] = "scaled"
+
+
+class MadaConfig(_Section):
+    """Mask-aware dynamic moving average; off is the paper's PRISM-dagger."""
+
+    enabled: bool = True
+    space: Literal["score", "probability"] = "score"
+
+
+class CodecConfig(_Section):
+    """What travels each way."""
+
+    up: Literal["raw", "entropy", "flips"] = "raw"
+    down: Literal["keyframe", "exact", "error-feedback"] = "keyframe"
+    scores: Literal["int16", "bfloat16"] = "int16"
+    """Wire format of the layers that PRISM-alpha uploads as scores."""
+    coordinates_per_round: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the coordinates that each client sends (flips only)."""
+    error_feedback_step: Annotated[float, Field(gt=0)] = 2.0
+    """Quantiser step of the error-feedback downlink, in standard deviations of a mask mean."""
+
+
+class PrivacyConfig(_Section):
+    """What protects the clients' images; enforced on the client."""
+
+    mechanism: Literal["none", "moments", "mask-noise"] = "none"
+    epsilon: Annotated[float, Field(gt=0)] = 10.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    require: bool = False
+    """Refuse clients whose software cannot apply the mechanism."""
+
+
+class RoundConfig(_Section):
+    """How the server runs rounds."""
+
+    min_clients: Positive | None = None
+    """Live clients before a round opens; by default `data.clients`."""
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    quorum: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of the cohort whose updates suffice when the deadline passes."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
+    lease_seconds: Annotated[float, Field(gt=0)] = 30.0
+
+
+class OutputConfig(_Section):
+    """What the server writes while it runs."""
+
+    sample_every: Annotated[int, Field(ge=0)] = 5
+    """Rounds between sample grids; 0 leaves only the last."""
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    """Rounds between evaluations, where the server has evaluation data."""
+    mask: Literal["sample", "threshold"] = "sample"
+    """How the exported mask is drawn from theta."""
+
+
+class RunConfig(_Section):
+    """One run, whole. Equal configs have equal digests and, on CPU, equal results."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)] = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    rounds: Positive = 40
+    method: Literal["prism", "fedpm", "fedavg"] = "prism"
+    alpha: Share = 0.0
+    """Share of the masked layers, counted from the last, that upload scores (PRISM-alpha)."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    train: TrainConfig = TrainConfig()
+    mada: MadaConfig = MadaConfig()
+    codec: CodecConfig = CodecConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    round: RoundConfig = RoundConfig()
+    output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, raw: Any) -> Any:
+        """Fill in the defaults that follow from other keys."""
+        if not isinstance(raw, dict):
+            return raw
+        data, model = raw.get("data", {}), raw.get("model", {})
+        rounds = raw.get("round", {})
+        if isinstance(data, dict) and isinstance(model, dict) and model.get("channels") is None:
+            grey = data.get("name", "digits") in GREY_DATA
+            raw = {**raw, "model": {**model, "channels": 1 if grey else 3}}
+        if isinstance(data, dict) and isinstance(rounds, dict) and not rounds.get("min_clients"):
+            raw = {**raw, "round": {**rounds, "min_clients": data.get("clients", 3)}}
+        return raw
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if self.codec.coordinates_per_round < 1 and self.codec.up != "flips":
+            raise ValueError('codec.coordinates_per_round below 1 needs codec.up = "flips"')
+        if self.method != "prism" and self.alpha > 0:
+            raise ValueError('alpha above 0 needs method = "prism"')
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Image channels, resolved."""
+        return self.model.channels or 1
+
+    @property
+    def min_clients(self) -> int:
+        """Live clients before a round opens, resolved."""
+        return self.round.min_clients or self.data.clients
+
+    def run_id(self) -> bytes:
+        """SHA-256 of the resolved config, the same for equal configs."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).digest()
+
+    def to_toml(self) -> str:
+        """The resolved config; reading it back gives an equal one."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a config file and apply `key=value` overrides.
+
+    Raises:
+        ConfigError: with one line per mistake, each naming its key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file") from error
+    return parse_config(text, overrides, source=str(path))
+
+
+def parse_config(text: str, overrides: Iterable[str] = (), source: str = "config") -> RunConfig:
+    """Parse TOML text into a config; errors as in `load_config`."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        # TOML has no tuples, and JSON's strict mode reads its lists as such.
+        return RunConfig.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{source}: {line}" for line in _lines(error))) from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"--set {override}: write key=value, such as train.local_steps=50")
+    table = raw
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: {part} is a value, not a section")
+    try:
+        table[parts[-1]] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[parts[-1]] = value.strip()
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"] if part != "_resolve")
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(item["input"], dict) else f", not {item['input']!r}"
+            lines.append(f"{key}: {message}{given}" if key else message)
+    return lines

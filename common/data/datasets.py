@@ -1,0 +1,140 @@
+"""The data sets by name; torchvision's loaders and file layouts where it has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.data.folder import FolderSource
+from common.data.source import ArraySource, ImageSource
+from common.errors import DataError
+
+CELEBA_CROP: Final = 160
+"""Pixels of the 178 x 218 images that the published experiments keep."""
+TEST_EVERY: Final = 6
+"""Every sixth of the bundled digits is held out."""
+
+_LAYOUTS: Final = {
+    "mnist": "MNIST/raw/*-ubyte",
+    "fmnist": "FashionMNIST/raw/*-ubyte",
+    "cifar10": "cifar-10-batches-py/ or cifar10-{train,test}.zip of JPEGs",
+    "celeba": "celeba/img_align_celeba/ and celeba's five .txt files",
+}
+
+
+def open_source(spec: str, data_dir: Path | None = None, train: bool = True) -> ImageSource:
+    """Open a data set; nothing is downloaded.
+
+    Args:
+        spec: `digits`, `mnist`, `fmnist`, `cifar10`, `celeba` or `folder:PATH`, where PATH is
+            a folder or a .zip archive of images.
+        data_dir: where mnist, fmnist, cifar10 and celeba lie, as torchvision's `root`.
+        train: the training part, else the test part; a folder has one part, which is both.
+
+    Raises:
+        DataError: the name is unknown, or the files are missing or corrupt.
+    """
+    name, separator, path = spec.partition(":")
+    if name == "folder":
+        if not path:
+            raise DataError("write folder:PATH, such as folder:./images")
+        return FolderSource(Path(path).expanduser())
+    if name == "digits" and not separator:
+        return _digits(train)
+    if name not in _LAYOUTS or separator:
+        known = ", ".join(["digits", *_LAYOUTS, "folder:PATH"])
+        raise DataError(f"unknown data {spec!r}; known are {known}")
+    if data_dir is None:
+        raise DataError(f"{name} needs --data-dir DIR with {_LAYOUTS[name]} in it")
+    return _OPENERS[name](data_dir.expanduser(), train)
+
+
+def _digits(train: bool) -> ImageSource:
+    """The 1,797 real 8x8 digits that scikit-learn brings along."""
+    # Importing scikit-learn takes a second that other data sets need not spend.
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    held_out = np.arange(len(bunch.images)) % TEST_EVERY == TEST_EVERY - 1
+    chosen = ~held_out if train else held_out
+    pixels = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
+    names = tuple(str(i) for i in range(10))
+    return ArraySource("digits", pixels, bunch.target[chosen].astype(np.int64), names)
+
+
+def _torchvision(name: str, cls: str, data_dir: Path, **options: Any) -> Any:
+    """One of torchvision's data sets, its many complaints turned into one line."""
+    # torchvision is slow to import, and neither digits nor folders need it.
+    from common.compat import torchvision
+
+    layout = f"{name} needs {_LAYOUTS[name]} in {data_dir} (--data-dir)"
+    try:
+        return getattr(torchvision.datasets, cls)(root=str(data_dir), download=False, **options)
+    except RuntimeError as error:
+        if "not found" not in str(error):
+            raise DataError(f"cannot read {name} in {data_dir}: {error}") from error
+        raise DataError(f"{layout}; not found or corrupt") from error
+    # Truncated files end in assertions, index errors, pickle errors and more.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"cannot read {name} in {data_dir}: {reason}") from error
+
+
+def _idx(name: str, cls: str) -> Callable[[Path, bool], ImageSource]:
+    def open_idx(data_dir: Path, train: bool) -> ImageSource:
+        loaded = _torchvision(name, cls, data_dir, train=train)
+        labels = loaded.targets.numpy().astype(np.int64)
+        return ArraySource(name, loaded.data.numpy(), labels, tuple(loaded.classes))
+
+    return open_idx
+
+
+def _cifar10(data_dir: Path, train: bool) -> ImageSource:
+    jpeg = data_dir / f"cifar10-{'train' if train else 'test'}"
+    for path in (jpeg.with_suffix(".zip"), jpeg):
+        if path.exists():
+            return FolderSource(path)
+    loaded = _torchvision("cifar10", "CIFAR10", data_dir, train=train)
+    labels = np.array(loaded.targets, dtype=np.int64)
+    return ArraySource("cifar10", loaded.data, labels, tuple(loaded.classes))
+
+
+class CelebASource(FolderSource):
+    """CelebA's aligned faces, centre-cropped, one part of it, labelled by gender.
+
+    Args:
+        data_dir: torchvision's `root`.
+        train: the training part, else the test part.
+
+    Raises:
+        DataError: the files are missing or corrupt.
+    """
+
+    def __init__(self, data_dir: Path, train: bool) -> None:
+        loaded = _torchvision("celeba", "CelebA", data_dir, split="train" if train else "test")
+        if not loaded.filename:
+            raise DataError(f"celeba in {data_dir} has no images in this part")
+        super().__init__(data_dir / "celeba" / "img_align_celeba", crop=CELEBA_CROP)
+        self.name = "celeba"
+        self.class_names = ("female", "male")
+        self.labels = _attribute(loaded.attr, loaded.attr_names, "Male")
+        self._files = [PurePosixPath(name) for name in loaded.filename]
+
+
+def _attribute(values: torch.Tensor, names: list[str], wanted: str) -> NDArray[np.int64]:
+    """One column of CelebA's (n, 40) attributes as 0 or 1."""
+    column: NDArray[np.int64] = values[:, names.index(wanted)].numpy().astype(np.int64)
+    return column
+
+
+_OPENERS: Final[dict[str, Callable[[Path, bool], ImageSource]]] = {
+    "mnist": _idx("mnist", "MNIST"),
+    "fmnist": _idx("fmnist", "FashionMNIST"),
+    "cifar10": _cifar10,
+    "celeba": CelebASource,
+}

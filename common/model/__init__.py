@@ -1,0 +1,1 @@
+"""The frozen generator and its masks."""

@@ -1,0 +1,184 @@
+"""The final model: a seed and a mask. Loading it needs no server and no data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.config import RunConfig
+from common.errors import ModelFileError
+from common.model.architecture import Architecture
+from common.model.frozen import frozen_weights
+from common.model.generator import FixedStatistics, calibrate, generate, normalised_widths
+from common.seeding import derive_seed, uniform16
+from common.state import GlobalState, sigma
+
+_FORMAT = "prism-model-1"
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A generator that can be sampled.
+
+    Attributes:
+        architecture: shapes.
+        seed: rebuilds the frozen weights.
+        round: rounds that it was trained for.
+        parameters: (ceil(d / 8),) uint8 packed mask, or (d,) float32 trained weights.
+        means: calibrated normalisation means, all sites concatenated, float32.
+        variances: likewise.
+    """
+
+    architecture: Architecture
+    seed: int
+    round: int
+    parameters: NDArray[np.uint8] | NDArray[np.float32]
+    means: NDArray[np.float32]
+    variances: NDArray[np.float32]
+
+    def sample(self, n: int, seed: int = 0, batch: int = 256) -> Tensor:
+        """(n, channels, size, size) uint8 images; equal seeds give equal images."""
+        noise = torch.Generator().manual_seed(seed)
+        weights = self._weights()
+        statistics = self._statistics()
+        images = []
+        with torch.no_grad():
+            for start in range(0, n, batch):
+                z = torch.randn(min(batch, n - start), self.architecture.latent, generator=noise)
+                x = generate(self.architecture, z, weights, statistics)
+                images.append(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
+        shape = (0, self.architecture.channels, *2 * [self.architecture.image_size])
+        return torch.cat(images) if images else torch.empty(shape, dtype=torch.uint8)
+
+    def save(self, path: Path) -> None:
+        """Write the model; the file appears whole or not at all."""
+        tensors = self._tensors()
+        header = {
+            "format": _FORMAT,
+            "architecture": json.dumps(asdict(self.architecture), sort_keys=True),
+            "seed": str(self.seed),
+            "round": str(self.round),
+        }
+        header["digest"] = _digest(header, tensors)
+        partial = path.with_name(path.name + ".tmp")
+        safetensors.numpy.save_file(tensors, partial, metadata=header)
+        partial.replace(path)
+
+    def _tensors(self) -> dict[str, NDArray[Any]]:
+        name = "mask" if self.parameters.dtype == np.uint8 else "weights"
+        return {name: self.parameters, "means": self.means, "variances": self.variances}
+
+    def _weights(self) -> Tensor:
+        d = self.architecture.dimension
+        if self.parameters.dtype == np.float32:
+            return torch.from_numpy(self.parameters)
+        packed = self.parameters.view(np.uint8)
+        mask = np.unpackbits(packed, count=d, bitorder="little").astype(np.float32)
+        return torch.from_numpy(frozen_weights(self.architecture, self.seed) * mask)
+
+    def _statistics(self) -> FixedStatistics:
+        widths = normalised_widths(self.architecture)
+        return FixedStatistics(
+            torch.split(torch.from_numpy(self.means), widths),
+            torch.split(torch.from_numpy(self.variances), widths),
+        )
+
+
+def build_model(config: RunConfig, state: GlobalState) -> ExportedModel:
+    """Draw the final mask from a state and calibrate its normalisation."""
+    architecture = Architecture.of(config.model)
+    if state.values.dtype == np.float32:
+        parameters: NDArray[Any] = np.array(state.values)
+        weights = torch.from_numpy(parameters)
+    else:
+        mask = _final_mask(config, state)
+        parameters = np.packbits(mask, bitorder="little")
+        weights = torch.from_numpy(frozen_weights(architecture, config.seed) * mask)
+    noise = torch.Generator().manual_seed(derive_seed(config.seed, "calibration", state.round))
+    statistics = calibrate(architecture, weights, noise)
+    return ExportedModel(
+        architecture,
+        config.seed,
+        state.round,
+        parameters,
+        torch.cat(list(statistics.means)).numpy(),
+        torch.cat(list(statistics.variances)).numpy(),
+    )
+
+
+def _final_mask(config: RunConfig, state: GlobalState) -> NDArray[np.bool_]:
+    if config.output.mask == "threshold":
+        return state.scores > 0
+    dither = uniform16(state.dimension, config.seed, "exported-mask", state.round)
+    return dither < sigma(state.scores)
+
+
+def load_model(path: Path) -> ExportedModel:
+    """Read a model file and check every part of it.
+
+    Raises:
+        ModelFileError: the file is missing, truncated, altered or of another kind.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise ModelFileError(f"no model at {path}") from error
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ModelFileError(f"{path} is not a model file, or is cut short") from error
+    if header.get("format") != _FORMAT:
+        raise ModelFileError(f"{path} is not a PRISM model of format {_FORMAT}")
+    digest = header.pop("digest", "")
+    if digest != _digest(header, tensors):
+        raise ModelFileError(f"{path} is corrupt: its digest does not match its content")
+    try:
+        return _checked(header, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path} holds no consistent model: {error}") from error
+
+
+def _checked(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> ExportedModel:
+    shape = json.loads(header["architecture"])
+    if not all(isinstance(value, int) and 1 <= value <= 65536 for value in shape.values()):
+        raise ValueError("its architecture is out of bounds")
+    architecture = Architecture(**shape)
+    d, norms = architecture.dimension, sum(normalised_widths(architecture))
+    expected: dict[str, tuple[int, type]] = {"means": (norms, np.float32)}
+    expected["variances"] = (norms, np.float32)
+    name = "mask" if "mask" in tensors else "weights"
+    expected[name] = (-(-d // 8), np.uint8) if name == "mask" else (d, np.float32)
+    for key, (size, dtype) in expected.items():
+        if tensors[key].shape != (size,) or tensors[key].dtype != dtype:
+            raise ValueError(f"{key} has shape {tensors[key].shape}")
+    return ExportedModel(
+        architecture,
+        int(header["seed"]),
+        int(header["round"]),
+        tensors[name],
+        tensors["means"],
+        tensors["variances"],
+    )
+
+
+def _digest(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> str:
+    sha = hashlib.sha256()
+    for key, text in sorted(header.items()):
+        sha.update(struct.pack("<I", len(key)) + key.encode())
+        sha.update(struct.pack("<I", len(text)) + text.encode())
+    for key, tensor in sorted(tensors.items()):
+        sha.update(f"{key}:{tensor.dtype.str}:{tensor.shape};".encode())
+        sha.update(tensor.tobytes())
+    return sha.hexdigest()

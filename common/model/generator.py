@@ -1,0 +1,105 @@
+"""The ResNet generator as a function of noise, effective weights and a normaliser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.model.architecture import Architecture
+from common.model.masked import apply_layer
+
+
+class Normaliser(Protocol):
+    """Batch normalisation without trained parts; `index` counts sites in forward order."""
+
+    def __call__(self, x: Tensor, index: int) -> Tensor:
+        """(B, C, H, W) -> the same shape, zero mean and unit variance per channel."""
+
+
+def batch_statistics(x: Tensor, index: int) -> Tensor:  # noqa: ARG001 - a Normaliser
+    """Normalise by the batch's own statistics, always, in training."""
+    return F.batch_norm(x, None, None, training=True)
+
+
+@dataclass(frozen=True)
+class FixedStatistics:
+    """Normalise by stored statistics, in sampling.
+
+    Attributes:
+        means: per site, (C,) float32.
+        variances: per site, (C,) float32.
+    """
+
+    means: Sequence[Tensor]
+    variances: Sequence[Tensor]
+
+    def __call__(self, x: Tensor, index: int) -> Tensor:
+        """See `Normaliser`."""
+        return F.batch_norm(x, self.means[index], self.variances[index], training=False)
+
+
+def generate(
+    architecture: Architecture, z: Tensor, weights: Tensor, normalise: Normaliser = batch_statistics
+) -> Tensor:
+    """Images from noise.
+
+    Args:
+        architecture: shapes and offsets.
+        z: (B, latent) standard normal.
+        weights: (d,) effective weights.
+        normalise: batch statistics in training, stored ones in sampling.
+
+    Returns:
+        (B, channels, image_size, image_size) in [-1, 1].
+    """
+    layers = {layer.name: layer for layer in architecture.layers}
+
+    def run(name: str, x: Tensor) -> Tensor:
+        return apply_layer(layers[name], x, weights)
+
+    x = run("project", z[:, :, None, None])
+    for block in range(architecture.blocks):
+        # A 1x1 convolution and nearest upsampling commute; small first is four times cheaper.
+        bypass = _double(run(f"block{block}.bypass", x))
+        x = _double(F.relu(normalise(x, 2 * block)))
+        x = run(f"block{block}.conv1", x)
+        x = F.relu(normalise(x, 2 * block + 1))
+        x = bypass + run(f"block{block}.conv2", x)
+    x = F.relu(normalise(x, 2 * architecture.blocks))
+    return torch.tanh(run("image", x))
+
+
+def normalised_widths(architecture: Architecture) -> list[int]:
+    """Channels at each normalisation site, in forward order."""
+    widths = [architecture.base_width >> (site + 1) // 2 for site in range(2 * architecture.blocks)]
+    return [*widths, architecture.width]
+
+
+def calibrate(
+    architecture: Architecture, weights: Tensor, generator: torch.Generator, batches: int = 8
+) -> FixedStatistics:
+    """Statistics for sampling: means and variances pooled over batches of 128 noise vectors."""
+    sites = 2 * architecture.blocks + 1
+    first: list[Tensor] = [torch.zeros(())] * sites
+    second: list[Tensor] = [torch.zeros(())] * sites
+
+    def record(x: Tensor, index: int) -> Tensor:
+        first[index] = first[index] + x.mean(dim=(0, 2, 3)) / batches
+        second[index] = second[index] + x.square().mean(dim=(0, 2, 3)) / batches
+        return batch_statistics(x, index)
+
+    with torch.no_grad():
+        for _ in range(batches):
+            z = torch.randn(128, architecture.latent, generator=generator)
+            generate(architecture, z, weights, record)
+    variances = [(s - f.square()).clamp_min(0) for f, s in zip(first, second, strict=True)]
+    return FixedStatistics(first, variances)
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")

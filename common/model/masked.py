@@ -1,0 +1,62 @@
+"""Masked layers: a stochastic binary mask over frozen weights, straight-through backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.model.architecture import LayerSpec
+
+
+class _StraightThroughBernoulli(torch.autograd.Function):
+    """M = [u < sigma(s)] forward; dL/ds = dL/dM sigma'(s) backward, times sigma(s) if scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, uniform: Tensor, scaled: bool) -> Tensor:
+        theta = torch.sigmoid(scores)
+        ctx.save_for_backward(theta)
+        ctx.scaled = scaled
+        return (uniform < theta).to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (theta,) = ctx.saved_tensors
+        slope = theta * (1 - theta)
+        if ctx.scaled:
+            slope = slope * theta
+        return gradients[0] * slope, None, None
+
+
+def sample_mask(scores: Tensor, uniform: Tensor, *, scaled: bool) -> Tensor:
+    """A differentiable mask, 0.0 or 1.0, of the scores' shape (section 4.1 of the paper).
+
+    Args:
+        scores: logits, any shape, float.
+        uniform: independent draws from [0, 1), same shape.
+        scaled: whether the backward pass carries the extra factor theta of the released code.
+    """
+    mask: Tensor = _StraightThroughBernoulli.apply(scores, uniform, scaled)  # type: ignore[no-untyped-call]
+    return mask
+
+
+_OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "conv": lambda x, weight: F.conv2d(x, weight, padding=weight.shape[-1] // 2),
+    "transposed": F.conv_transpose2d,
+    "linear": F.linear,
+}
+
+
+def apply_layer(layer: LayerSpec, x: Tensor, weights: Tensor) -> Tensor:
+    """Run one layer on its slice of the flat effective weights.
+
+    Args:
+        layer: shape, kind and offset.
+        x: (B, C, H, W), or (B, C) for a linear layer.
+        weights: (d,) effective weights W * M of the whole model.
+    """
+    weight = weights[layer.offset : layer.offset + layer.count].view(layer.shape)
+    return _OPERATIONS[layer.kind](x, weight)

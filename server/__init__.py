@@ -1,0 +1,1 @@
+"""One aggregator process: rounds, aggregation, durability."""

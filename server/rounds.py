@@ -1,0 +1,404 @@
+"""The round state machine: events in, effects out.
+
+    WAITING --enough clients--> OPEN --all in, or quorum at the deadline--> CLOSING
+       ^                         |                                             |
+       |<--below quorum at the deadline                                        |
+       |<--------------------------------aggregated, rounds left---------------|
+                                  FINISHED <----aggregated, the last-----------'
+
+Pure: no I/O, no clock (each event says what time it is), no randomness but the run's seed.
+Every method that is an event first validates and raises, then changes the membership or the
+updates, and ends in `_settle`, the one place where the phase changes. An event that raises
+has changed nothing. Times are seconds of any monotonic clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from common.config import RunConfig
+from common.errors import AlreadyExists, NotInCohort, ProtocolError, WrongRound
+from common.seeding import derive
+from server.members import Members, Parted, PartitionGiven
+
+
+class Phase(StrEnum):
+    """Where the open round stands."""
+
+    WAITING = "waiting"
+    OPEN = "open"
+    CLOSING = "closing"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A cohort was drawn: remember it, and get ready to fold its updates."""
+
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Discarded:
+    """The deadline passed below quorum: forget the updates; the round is run again."""
+
+    round: int
+    attempt: int
+    received: int
+    needed: int
+
+
+@dataclass(frozen=True)
+class Closing:
+    """No more updates: aggregate those of `clients`, make the result durable, say so."""
+
+    round: int
+    attempt: int
+    clients: tuple[str, ...]
+
+
+Effect = Opened | Discarded | Closing | PartitionGiven | Parted
+Effects = tuple[Effect, ...]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Train on the state of `round` and submit within `seconds_left`."""
+
+    round: int
+    rank: int
+    cohort_size: int
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do for this client, and why, in one line."""
+
+    reason: str
+    live: int
+    needed: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over; `round` rounds were closed."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The right to store one update: one per (round, attempt, client), the newest counts."""
+
+    serial: int
+    name: str
+    round: int
+    attempt: int
+    rank: int
+    cohort_size: int
+    digest: bytes
+
+
+class Claimed(StrEnum):
+    """Why a claim needs no upload."""
+
+    DUPLICATE = "this very update is in"
+    STORING = "this very update is being stored by another call"
+
+
+class _Stage(StrEnum):
+    UPLOADING = "uploading"
+    STORING = "storing"
+    IN = "in"
+
+
+@dataclass
+class _Slot:
+    ticket: Ticket
+    stage: _Stage
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """An attempt that an earlier life of the server left open.
+
+    Attributes:
+        cohort: the names that were drawn.
+        submitted: digest of each update that was acknowledged, by name.
+        closing: whether the round had been closed to further updates.
+    """
+
+    cohort: tuple[str, ...]
+    submitted: Mapping[str, bytes]
+    closing: bool
+
+
+class Rounds:
+    """One run's rounds.
+
+    Attributes:
+        phase: see the module's diagram.
+        round: the round that is open or next; rounds closed so far.
+        attempt: how often this round was run below quorum.
+        cohort: names asked to train, sorted; empty unless the phase is OPEN or CLOSING.
+        members: who is here.
+    """
+
+    def __init__(self, config: RunConfig, members: Members, round_: int = 0) -> None:
+        self._config = config
+        self.members = members
+        self.phase = Phase.FINISHED if round_ >= config.rounds else Phase.WAITING
+        self.round = round_
+        self.attempt = 0
+        self.cohort: tuple[str, ...] = ()
+        self._slots: dict[str, _Slot] = {}
+        self._serial = 0
+        self._deadline = math.inf
+
+    # Events
+
+    def start(self, now: float, attempt: int = 0, earlier: Interrupted | None = None) -> Effects:
+        """Begin, or go on with the attempt that an earlier life of the server left open."""
+        self.attempt = attempt
+        if earlier is not None:
+            self._open(now, earlier.cohort)
+            for name, digest in earlier.submitted.items():
+                self._slots[name] = _Slot(self._ticket(name, digest), _Stage.IN)
+            if earlier.closing:
+                return (self._close(), *self._settle(now))
+        return self._settle(now)
+
+    def join(
+        self, now: float, name: str, instance: bytes, session: str, wants_partition: bool
+    ) -> Effects:
+        """Enrol a client under a fresh session token; see `Members.join` for what it raises."""
+        given = self.members.join(now, name, instance, session, wants_partition)
+        return (*given, *self._settle(now))
+
+    def leave(self, now: float, session: str) -> Effects:
+        """End a session; unknown ones are gone already."""
+        return (*self.members.leave(session), *self._settle(now))
+
+    def tick(self, now: float) -> Effects:
+        """Let leases and the deadline run out; see `next_deadline`."""
+        return self._settle(now)
+
+    def claim(
+        self, session: str, round_: int, place: tuple[int, int], digest: bytes
+    ) -> Ticket | Claimed:
+        """Announce an update before its payload is sent.
+
+        A newer claim of the same client takes the place of one that is still uploading: the
+        older stream is most likely a dead connection.
+
+        Args:
+            session: of the client.
+            round_: that the update was made for.
+            place: (rank, cohort size) that the update was made for.
+            digest: SHA-256 of the payload.
+
+        Raises:
+            SessionUnknown: there is no such session.
+            WrongRound: another round is open, or this one with another cohort.
+            NotInCohort: the client was not asked to train.
+            AlreadyExists: a different update of this client is in.
+        """
+        name = self.members.name_of(session)
+        if round_ != self.round or not self.cohort:
+            raise WrongRound(self._which(round_), self.round)
+        if name not in self.cohort:
+            raise NotInCohort(f"{name} is not in the cohort of round {round_}; await the next")
+        slot = self._slots.get(name)
+        if slot and slot.stage is not _Stage.UPLOADING:
+            if slot.ticket.digest != digest:
+                raise AlreadyExists(f"a different update of {name} for round {round_} is in")
+            return Claimed.DUPLICATE if slot.stage is _Stage.IN else Claimed.STORING
+        if self.phase is not Phase.OPEN:
+            raise WrongRound(self._which(round_), self.round)
+        ticket = self._ticket(name, digest)
+        if place != (ticket.rank, ticket.cohort_size):
+            raise WrongRound(
+                f"round {round_} was opened again: the update is for rank {place[0]} of "
+                f"{place[1]}, {name} is now {ticket.rank} of {ticket.cohort_size}",
+                self.round,
+            )
+        self._slots[name] = _Slot(ticket, _Stage.UPLOADING)
+        return ticket
+
+    def store(self, ticket: Ticket) -> None:
+        """The payload is here, whole and decoded; from now on it holds up the closing.
+
+        Raises:
+            WrongRound, AlreadyExists: as in `check`.
+        """
+        self.check(ticket)
+        self._slots[ticket.name].stage = _Stage.STORING
+
+    def commit(self, now: float, ticket: Ticket) -> Effects:
+        """The update of a ticket that was stored is durable and folded."""
+        slot = self._slots.get(ticket.name)
+        if slot is None or slot.ticket != ticket or slot.stage is not _Stage.STORING:
+            raise ProtocolError(f"the update of {ticket.name} was not being stored")
+        slot.stage = _Stage.IN
+        return self._settle(now)
+
+    def release(self, ticket: Ticket) -> None:
+        """Give up a ticket whose upload failed; one that is storing, in or gone stays so."""
+        slot = self._slots.get(ticket.name)
+        if slot and slot.ticket == ticket and slot.stage is _Stage.UPLOADING:
+            del self._slots[ticket.name]
+
+    def aggregated(self, now: float) -> Effects:
+        """The closed round's result is durable: go on to the next round."""
+        if self.phase is not Phase.CLOSING:
+            raise ProtocolError(f"round {self.round} is {self.phase}, not closing")
+        self.round += 1
+        self.attempt = 0
+        self._shut(Phase.FINISHED if self.round >= self._config.rounds else Phase.WAITING)
+        return self._settle(now)
+
+    # Questions
+
+    def check(self, ticket: Ticket) -> None:
+        """Whether an upload is still worth reading.
+
+        Raises:
+            WrongRound: the attempt that the ticket belongs to is over.
+            AlreadyExists: a newer call of the same client took its place.
+        """
+        attempt = (self.phase, self.round, self.attempt)
+        if attempt != (Phase.OPEN, ticket.round, ticket.attempt):
+            raise WrongRound(self._which(ticket.round), self.round)
+        slot = self._slots.get(ticket.name)
+        if slot is None or slot.ticket != ticket or slot.stage is not _Stage.UPLOADING:
+            raise AlreadyExists(f"a newer call of {ticket.name} took the place of this upload")
+
+    def outcome(self, now: float, session: str) -> Assignment | Wait | Finished:
+        """What the client of a session is to do.
+
+        Raises:
+            SessionUnknown: there is no such session.
+        """
+        name = self.members.name_of(session)
+        if self.phase is Phase.FINISHED:
+            return Finished(self.round)
+        slot = self._slots.get(name)
+        uploading = slot is None or slot.stage is _Stage.UPLOADING
+        if self.phase is Phase.OPEN and name in self.cohort and uploading:
+            rank = self.cohort.index(name)
+            return Assignment(self.round, rank, len(self.cohort), max(0.0, self._deadline - now))
+        return Wait(self.describe(now), len(self.members.live(now)), self._config.min_clients)
+
+    def describe(self, now: float) -> str:
+        """What the run waits for, in one line."""
+        if self.phase is Phase.FINISHED:
+            return f"finished after {self.round} rounds"
+        if self.phase is Phase.CLOSING:
+            return f"round {self.round}: aggregating {len(self.submitted)} updates"
+        if self.phase is Phase.OPEN:
+            missing = [name for name in self.cohort if name not in self.submitted]
+            return f"round {self.round}: waiting for the update of {_some(missing)}"
+        live, needed = len(self.members.live(now)), self._config.min_clients
+        if live >= needed:
+            awaited = _some(self.members.awaited(now))
+            return f"round {self.round}: waiting for {awaited} to come back after a restart"
+        return f"round {self.round}: waiting for clients, {live} of {needed} are here"
+
+    @property
+    def submitted(self) -> tuple[str, ...]:
+        """Names whose update is durable and folded, sorted."""
+        done = (name for name, slot in self._slots.items() if slot.stage is _Stage.IN)
+        return tuple(sorted(done))
+
+    def next_deadline(self) -> float:
+        """When `tick` has something to do; infinity if nothing runs out."""
+        deadline = math.inf if self._storing() else self._deadline
+        return min(deadline, self.members.next_expiry())
+
+    # The funnel
+
+    def _settle(self, now: float) -> Effects:
+        """Expire leases, then change phase until nothing calls for a change."""
+        effects: list[Effect] = list(self.members.expire(now))
+        while True:
+            effect: Effect | None = None
+            if self.phase is Phase.WAITING:
+                effect = self._leave_waiting(now)
+            elif self.phase is Phase.OPEN:
+                effect = self._leave_open(now)
+            if effect is None:
+                return tuple(effects)
+            effects.append(effect)
+
+    def _leave_waiting(self, now: float) -> Opened | None:
+        live = self.members.live(now)
+        if len(live) < self._config.min_clients or self.members.awaited(now):
+            return None
+        seed, size = self._config.seed, _share(self._config.round.participation, len(live))
+        drawn = sorted(live, key=lambda n: derive(seed, "cohort", self.round, self.attempt, n))
+        self._open(now, sorted(drawn[:size]))
+        return Opened(self.round, self.attempt, self.cohort)
+
+    def _leave_open(self, now: float) -> Closing | Discarded | None:
+        # An update on its way to the disk is in the journal or not when the server dies; the
+        # round must not close over it.
+        if self._storing():
+            return None
+        here = {*self.members.live(now), *self.members.awaited(now)}
+        missing = [name for name in self.cohort if name in here and name not in self.submitted]
+        received, needed = len(self.submitted), _share(self._config.round.quorum, len(self.cohort))
+        if received >= needed and (not missing or now >= self._deadline):
+            return self._close()
+        if now < self._deadline:
+            return None
+        effect = Discarded(self.round, self.attempt, received, needed)
+        self.attempt += 1
+        self._shut(Phase.WAITING)
+        return effect
+
+    def _open(self, now: float, cohort: Iterable[str]) -> None:
+        self.phase = Phase.OPEN
+        self.cohort = tuple(cohort)
+        self._deadline = now + self._config.round.deadline_seconds
+
+    def _close(self) -> Closing:
+        self.phase = Phase.CLOSING
+        self._deadline = math.inf
+        return Closing(self.round, self.attempt, self.submitted)
+
+    def _shut(self, phase: Phase) -> None:
+        self.phase = phase
+        self.cohort = ()
+        self._slots = {}
+        self._deadline = math.inf
+
+    def _ticket(self, name: str, digest: bytes) -> Ticket:
+        self._serial += 1
+        rank = self.cohort.index(name)
+        return Ticket(self._serial, name, self.round, self.attempt, rank, len(self.cohort), digest)
+
+    def _storing(self) -> bool:
+        return any(slot.stage is _Stage.STORING for slot in self._slots.values())
+
+    def _which(self, asked: int) -> str:
+        if asked == self.round:
+            return f"round {asked} takes no updates now: it is {self.phase}"
+        return f"round {asked} is not open; the run is at round {self.round}"
+
+
+def _share(share: float, of: int) -> int:
+    """ceil(share * of), at least 1, blind to the last bits of a product such as 0.1 * 30."""
+    return max(1, math.ceil(share * of - 1e-9))
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few names, for a person."""
+    listed = sorted(names)
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    return ", ".join(listed[:3]) + more

@@ -44,7 +44,7 @@ def run(
         int | None, typer.Option(min=1, help="CPU threads a client; by default cores / clients.")
     ] = None,
 ) -> None:
-    r"""Run a whole federation on this machine: one real server, N real clients, loopback gRPC.
+    """Run a whole federation on this machine: one real server, N real clients, loopback gRPC.
 
     Everything ends up in the run's directory: the resolved config, metrics.jsonl, comm.jsonl,
     TensorBoard events, samples.png and model.prism. Stopped with Ctrl-C, the same command

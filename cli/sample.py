@@ -21,7 +21,7 @@ def sample(
     ] = Path("samples.png"),
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal images.")] = 0,
 ) -> None:
-    r"""Draw images from a model file; no server and no data are needed.
+    """Draw images from a model file; no server and no data are needed.
 
     \b
     prism sample runs/quickstart/model.prism -n 100 --out digits.png

@@ -63,7 +63,7 @@ def client(
         float, typer.Option(min=0, help="Seconds to keep trying to reach the server.")
     ] = 600.0,
 ) -> None:
-    r"""Train on your own images with a server; the images stay here.
+    """Train on your own images with a server; the images stay here.
 
     The server's config is the only one: a client needs an address and its data. It may start
     before the server, and takes up where it was when either of them restarts.

@@ -131,18 +131,20 @@ class Client:
         t = assignment.round
         try:
             state = self._call(lambda: self._fetch(assignment))
-            if self._made is None or self._made.round != t:
-                self._made = self._train(assignment, state)
             made = self._made
+            if made is None or not _fits(made, assignment):
+                made = self._made = self._train(assignment, state)
             layout = update_layout(self._config)
             segments = [
                 (segment, wire_codec(segment), payload)
                 for segment, payload in zip(layout, made.payloads, strict=True)
             ]
             run_id = self._fingerprint.run_id
-            self._call(lambda: self._transport.submit(run_id, t, segments, made.report))
+            self._call(lambda: self._transport.submit(run_id, assignment, segments, made.report))
         except WrongRound as error:
-            log.info("round %d has gone by; the server is at round %d", t, error.current)
+            log.info("round %d: %s; the server is at round %d", t, error, error.current)
+            # The assignment was made again meanwhile; what was made for the old one is void.
+            self._made = None
         except NotInCohort:
             log.info("round %d goes on without this client", t)
         except AlreadyExists as error:
@@ -196,7 +198,9 @@ class Client:
             client=self._name,
         )
         report = Report(self._data.examples, result.loss, result.seconds)
-        made = MadeUpdate(assignment.round, payloads, report)
+        made = MadeUpdate(
+            assignment.round, assignment.rank, assignment.cohort_size, payloads, report
+        )
         self._store.save(self._fingerprint.run_id, self._trainer.state_dict(), made)
         return made
 
@@ -252,3 +256,12 @@ class Client:
         finally:
             stop.set()
             thread.join()
+
+
+def _fits(made: MadeUpdate, assignment: Assignment) -> bool:
+    """Whether the update that is at hand answers an assignment."""
+    return (made.round, made.rank, made.cohort_size) == (
+        assignment.round,
+        assignment.rank,
+        assignment.cohort_size,
+    )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from client.transport import Report
@@ -27,11 +28,15 @@ class MadeUpdate:
 
     Attributes:
         round: the round it belongs to.
+        rank: the place in the cohort that it was encoded for.
+        cohort_size: clients in that cohort.
         payloads: one per segment of the run's layout.
         report: figures that travel with it.
     """
 
     round: int
+    rank: int
+    cohort_size: int
     payloads: tuple[bytes, ...]
     report: Report
 
@@ -68,8 +73,9 @@ class ClientStore:
             {
                 "run_id": run_id.hex(),
                 "trainer": trainer,
-                "round": update.round,
-                "payloads": list(update.payloads),
+                "assignment": [update.round, update.rank, update.cohort_size],
+                # Tensors, because torch's safe loader reads no bytes.
+                "payloads": [_as_tensor(p) for p in update.payloads],
                 "report": [report.examples, report.loss, report.seconds],
             },
             buffer,
@@ -89,12 +95,24 @@ class ClientStore:
             saved = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
             if saved["run_id"] != run_id.hex():
                 return None
+            round_, rank, cohort_size = saved["assignment"]
             examples, loss, seconds = saved["report"]
             update = MadeUpdate(
-                saved["round"], tuple(saved["payloads"]), Report(examples, loss, seconds)
+                round_,
+                rank,
+                cohort_size,
+                tuple(payload.numpy().tobytes() for payload in saved["payloads"]),
+                Report(examples, loss, seconds),
             )
             return saved["trainer"], update
-        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        except (
+            RuntimeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            EOFError,
+            pickle.UnpicklingError,
+        ) as error:
             raise StorageError(
                 f"{self._directory}/trainer.pt is corrupt; delete it to start this client afresh"
             ) from error
@@ -110,3 +128,7 @@ class ClientStore:
         partial = self._directory / (name + ".tmp")
         partial.write_bytes(content)
         partial.replace(self._directory / name)
+
+
+def _as_tensor(payload: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(payload, dtype=np.uint8).copy())

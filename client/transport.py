@@ -223,7 +223,7 @@ class Transport:
     def submit(
         self,
         run_id: bytes,
-        round_: int,
+        assignment: Assignment,
         segments: Sequence[tuple[SegmentSpec, int, bytes]],
         report: Report,
     ) -> bool:
@@ -231,7 +231,9 @@ class Transport:
         payload = b"".join(data for _, _, data in segments)
         header = pb.UpdateHeader(
             run_id=run_id,
-            round=round_,
+            round=assignment.round,
+            rank=assignment.rank,
+            cohort_size=assignment.cohort_size,
             payload_digest=hashlib.sha256(payload).digest(),
             report=pb.ClientReport(
                 examples=report.examples, loss=report.loss, train_seconds=report.seconds

@@ -130,7 +130,9 @@ class Evaluator:
             self._lenet = train_lenet(real, labels, seed, cache, progress).to(self._device)
             self._embed: Callable[[Tensor], Tensor] = self._lenet.features
         elif features == "small":
+            # Without gradients, oneDNN is twice as fast on this layout.
             encoder = load_small(pool=1).to(self._device)
+            encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._embed = lambda x: torch.cat([f.flatten(1) for f in encoder(x)], dim=1)
         elif features == "inception":
             self._embed = load_inception(self._device, inception_weights)
@@ -164,10 +166,10 @@ class Evaluator:
             real=len(self._real),
         )
 
+    @torch.no_grad()
     def _features(self, images: Tensor) -> Features:
         return np.concatenate([self._embed(x).cpu().double().numpy() for x in self._units(images)])
 
-    @torch.no_grad()
     def _units(self, images: Tensor) -> Iterator[Tensor]:
         for start in range(0, len(images), _BATCH):
             yield to_unit(images[start : start + _BATCH].to(self._device))
@@ -178,6 +180,7 @@ class Evaluator:
         order = words(len(features), self._seed, "evaluation-subset").argsort(kind="stable")
         return features[np.sort(order[:MANIFOLD_IMAGES])]
 
+    @torch.no_grad()
     def _classified(self, generated: Tensor) -> Classified | None:
         if self._lenet is None or self._labels is None:
             return None

@@ -11,25 +11,33 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.codecs import mask_codec, score_codec
 from common.config import RunConfig
-from common.layout import SegmentSpec, mask_context, update_layout
-from common.seeding import uniform16
-from common.state import (
-    LAMBDA_ONE,
-    PROB_ONE,
-    THETA_MAX,
-    THETA_MIN,
-    GlobalState,
-    Probs,
-    Scores,
-    move_in_probability_space,
-    move_in_score_space,
-    sigma,
+from common.layout import mask_context, update_layout
+from common.replay import (
+    RoundCounts,
+    advance,
+    dynamic_lambda,
+    estimate,
+    masked_count,
+    rounded_ratio,
 )
+from common.state import LAMBDA_ONE, GlobalState, Scores
 from server.counters import MaskCounter, Packed
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The integers that make the next state from the last.
+
+    Attributes:
+        counts: what was folded.
+        lam: MADA's lambda in units of 1/65536.
+    """
+
+    counts: RoundCounts
+    lam: int
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,13 @@ class Closed:
         state: the state that the method wants next, before any lossy broadcast.
         lam: MADA's lambda in [0, 1]; 1 without MADA; None where the method has none.
         clients: updates that went in.
+        replay: what an `exact` downlink sends; None where the method cannot be replayed.
     """
 
     state: GlobalState
     lam: float | None
     clients: int
+    replay: Replay | None = None
 
 
 class Contribution(Protocol):
@@ -85,11 +95,10 @@ class PrismAggregator:
         self._state = state
         self._cohort_size = cohort_size
         self._layout = update_layout(config)
-        self._masked = _segment(self._layout, "mask")
-        self._scored = _segment(self._layout, "score")
-        self._ones = MaskCounter(self._masked.count)
-        self._reference_ones = MaskCounter(self._masked.count)
-        self._score_sum = np.zeros(self._scored.count, dtype=np.int64)
+        masked = masked_count(config)
+        self._ones = MaskCounter(masked)
+        self._reference_ones = MaskCounter(masked)
+        self._score_sum = np.zeros(state.dimension - masked, dtype=np.int64)
         self._clients = 0
 
     def decode(self, payloads: Sequence[bytes], rank: int) -> MaskContribution:
@@ -117,62 +126,19 @@ class PrismAggregator:
         self._clients += 1
 
     def close(self) -> Closed:
-        """See `Aggregator.close`; sections 4.1 to 4.3 of the paper."""
-        scores = self._state.scores
-        masked, scored = self._masked.slice, self._scored.slice
-        mean_scores = _rounded_mean(self._score_sum, self._clients).astype(np.int16)
-        target = np.concatenate([self._estimate(sigma(scores[masked])), sigma(mean_scores)])
-        lam = self._lambda(target) if self._config.mada.enabled else LAMBDA_ONE
-
-        move = (
-            move_in_score_space if self._config.mada.space == "score" else move_in_probability_space
-        )
-        new = np.empty_like(scores)
-        new[masked] = move(scores[masked], target[masked], lam)
-        # Scores arrive as scores, so their mean never passes through probabilities.
-        s = scores[scored].astype(np.int64)
-        new[scored] = s + (((mean_scores - s) * lam + LAMBDA_ONE // 2) >> 16)
-        state = GlobalState(self._state.round + 1, new)
-        return Closed(state, lam / LAMBDA_ONE, self._clients)
-
-    def _estimate(self, theta: Probs) -> Probs:
-        """Clamped estimate of theta over the masked segment.
-
-        With a reference whose expectation is theta exactly, theta + mean(M - R) / share is
-        unbiased like mean(M), at a fraction of its variance; without, mean(M).
-        """
-        ones = self._ones.counts().astype(np.int64)
-        if self._reference_ones.masks:
-            share = round(self._config.codec.coordinates_per_round * PROB_ONE)
-            difference = ones - self._reference_ones.counts()
-            moved = difference * PROB_ONE * PROB_ONE // (self._clients * share)
-            estimate = theta.astype(np.int64) + moved
-        else:
-            estimate = _rounded_mean(ones * PROB_ONE, self._clients)
-        return np.clip(estimate, THETA_MIN, THETA_MAX).astype(np.uint16)
-
-    def _lambda(self, target: Probs) -> int:
-        """Hamming distance between a mask of the new estimate and one of the state, as Q16."""
-        d, seed, t = self._state.dimension, self._config.seed, self._state.round
-        old = uniform16(d, seed, "mada-old", t) < sigma(self._state.scores)
-        new = uniform16(d, seed, "mada-new", t) < target
-        return int(np.count_nonzero(old != new)) * LAMBDA_ONE // d
+        """See `Aggregator.close`."""
+        ones = self._ones.counts()
+        referenced = self._reference_ones.masks > 0
+        if referenced:
+            ones -= self._reference_ones.counts()
+        mean_scores = rounded_ratio(self._score_sum, self._clients).astype(np.int16)
+        counts = RoundCounts(self._clients, referenced, ones, mean_scores)
+        target = estimate(self._config, self._state, counts)
+        lam = dynamic_lambda(self._config, self._state, target)
+        state = advance(self._config, self._state, counts, target, lam)
+        return Closed(state, lam / LAMBDA_ONE, self._clients, Replay(counts, lam))
 
 
 def make_aggregator(config: RunConfig, state: GlobalState, cohort_size: int) -> Aggregator:
     """The aggregator of the config's method for the round that starts from `state`."""
     return PrismAggregator(config, state, cohort_size)
-
-
-def _segment(layout: tuple[SegmentSpec, ...], kind: str) -> SegmentSpec:
-    """The segment of that kind, or an empty one at the end."""
-    for segment in layout:
-        if segment.kind == kind:
-            return segment
-    end = layout[-1].offset + layout[-1].count
-    return SegmentSpec("mask" if kind == "mask" else "score", "", 0 if kind == "mask" else end, 0)
-
-
-def _rounded_mean(total: NDArray[np.int64], clients: int) -> NDArray[np.int64]:
-    """Round total / clients half up, in integers."""
-    return (2 * total + clients) // (2 * clients)

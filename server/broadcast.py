@@ -7,30 +7,15 @@ A lossy downlink makes the state that was broadcast the truth, for the server to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.state import GlobalState
+from common.steps import KEYFRAME, StateStep
 from server.aggregate import Closed
-
-
-@dataclass(frozen=True)
-class Step:
-    """One link of the chain that brings a client to the current state.
-
-    Attributes:
-        codec: how the payload is coded.
-        round: the state that this step makes.
-        payload: bytes on the wire.
-    """
-
-    codec: Literal["keyframe", "keyframe-entropy", "exact", "error-feedback"]
-    round: int
-    payload: bytes
 
 
 class Broadcast(Protocol):
@@ -47,7 +32,7 @@ class Broadcast(Protocol):
     def publish(self, closed: Closed) -> GlobalState:
         """Make a closed round's result the current state, as it can be sent."""
 
-    def steps(self, held: tuple[int, bytes] | None) -> tuple[Step, ...]:
+    def steps(self, held: tuple[int, bytes] | None) -> tuple[StateStep, ...]:
         """What a client lacks; the shortest way there.
 
         Args:
@@ -75,11 +60,11 @@ class KeyframeBroadcast:
         self.restore(closed.state, {})
         return self.state
 
-    def steps(self, held: tuple[int, bytes] | None) -> tuple[Step, ...]:
+    def steps(self, held: tuple[int, bytes] | None) -> tuple[StateStep, ...]:
         """See `Broadcast`."""
         if held == (self.state.round, self.digest):
             return ()
-        return (Step("keyframe", self.state.round, self._payload),)
+        return (StateStep(KEYFRAME, self.state.round, self._payload),)
 
     def snapshot(self) -> Mapping[str, NDArray[Any]]:
         """See `Broadcast`."""

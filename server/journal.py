@@ -3,14 +3,9 @@
     DIR/config.toml             the run that this directory belongs to
     DIR/server.lock             held by the server that is using it
     DIR/journal/checkpoint      the last closed round's result, replaced atomically
-    DIR/journal/round-N.log     what happened since: cohorts, updates, partitions
+    DIR/journal/round-N.log     what happened since: partitions, cohorts, updates
 
-A log is a sequence of frames: magic, length, CRC32 of the body, CRC32 of those twelve bytes;
-then the body, a line of JSON and a payload. Every append is on the disk before it returns. A
-frame that the end of the file cuts short was never acknowledged and is cut off; damage
-before a good frame is not repaired but refused.
-
-One thread at a time may use a Journal; the calls block on the disk.
+One thread at a time may use a Journal; its calls block on the disk.
 """
 
 from __future__ import annotations
@@ -18,15 +13,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import logging
-import os
-import re
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final, cast
-from zlib import crc32
+from typing import IO, Any, Final
 
 import safetensors.numpy
 from numpy.typing import NDArray
@@ -35,13 +25,10 @@ from safetensors import SafetensorError
 from common.config import RunConfig, load_config
 from common.errors import ConfigError, StorageError
 from common.state import GlobalState
+from server.frames import FrameLog, write_atomically
 
-MAGIC: Final = b"PRJ1"
-_HEADER: Final = struct.Struct("<4sII")
-_HEADER_BYTES: Final = _HEADER.size + 4
-_VALUES: Final = "state"
-
-log = logging.getLogger(__name__)
+_STATE: Final = "state"
+_DIGEST_BYTES: Final = 32
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,7 @@ class StoredUpdate:
         client: name.
         digest: SHA-256 of the payload.
         sizes: bytes of each segment's payload, in order.
-        loss: what the client reported; None if nothing finite.
+        loss: that the client reported; None if it reported none.
         payload: the segments' payloads, concatenated.
     """
 
@@ -64,10 +51,10 @@ class StoredUpdate:
 
     def segments(self) -> list[bytes]:
         """The payload of each segment."""
-        view, parts = memoryview(self.payload), []
+        parts, start = [], 0
         for size in self.sizes:
-            parts.append(bytes(view[:size]))
-            view = view[size:]
+            parts.append(self.payload[start : start + size])
+            start += size
         return parts
 
 
@@ -108,8 +95,13 @@ class Recovered:
     updates: dict[str, StoredUpdate] = field(default_factory=dict)
     closing: bool = False
 
+    @property
+    def round(self) -> int:
+        """The round that is open or next."""
+        return self.checkpoint.state.round if self.checkpoint else 0
+
     def apply(self, entry: Mapping[str, Any], payload: bytes) -> None:
-        """Fold in one log entry."""
+        """Fold in one log entry, in the order of writing."""
         kind = entry["kind"]
         if kind == "partition":
             self.partitions[entry["client"]] = entry["index"]
@@ -129,14 +121,51 @@ class Recovered:
 
 
 class Journal:
-    """The run directory's log and checkpoint; made by `open_journal`."""
+    """The log and the checkpoint of one run directory, claimed for this process.
 
-    def __init__(self, directory: Path, run_id: bytes, lock: IO[str]) -> None:
-        self._directory = directory
-        self._run_id = run_id
-        self._lock = lock
+    Raises:
+        ConfigError: the directory cannot be used, another server is using it, or it holds
+            another run.
+    """
+
+    def __init__(self, out: Path, config: RunConfig) -> None:
+        self._run = config.run_id().hex()
+        self._directory = out / "journal"
         self._partitions: dict[str, int] = {}
-        self._file: IO[bytes] | None = None
+        self._log: FrameLog | None = None
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[str] = (out / "server.lock").open("a")
+        except OSError as error:
+            raise ConfigError(f"cannot use {out} for the run: {error.strerror}") from error
+        try:
+            _claim(out, config, self._lock)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def recover(self) -> Recovered:
+        """Read back what an earlier life of the server left, and make ready to append.
+
+        Raises:
+            StorageError: something that was acknowledged cannot be read back.
+        """
+        found = self._read_checkpoint()
+        path = self._log_path(found.round)
+        if path.exists():
+            self._log, entries = FrameLog.open(path)
+            try:
+                if entries[0][0] != self._first(found.round):
+                    raise StorageError(f"{path} belongs to another run or round")
+                for entry, payload in entries[1:]:
+                    found.apply(entry, payload)
+            except (ValueError, KeyError, TypeError) as error:
+                raise StorageError(f"{path} holds an entry unknown to this version") from error
+            self._drop_other_logs(path)
+        else:
+            self._start_log(found.round)
+        self._partitions = dict(found.partitions)
+        return found
 
     def append_partition(self, client: str, index: int) -> None:
         """Remember a data partition for the whole run."""
@@ -169,80 +198,39 @@ class Journal:
     def checkpoint(self, point: Checkpoint) -> None:
         """Make a closed round's result durable and start the next round's log."""
         header = {
-            "run": self._run_id.hex(),
+            "run": self._run,
             "round": point.state.round,
             "partitions": self._partitions,
             "members": point.members,
             "metrics": point.metrics,
         }
         arrays = {f"broadcast.{name}": array for name, array in point.broadcast.items()}
-        arrays[_VALUES] = point.state.values
-        body = safetensors.numpy.save(arrays, {"header": json.dumps(header)})
+        arrays[_STATE] = point.state.values
+        body = json.dumps(header).encode() + b"\n" + safetensors.numpy.save(arrays)
         write_atomically(self._directory / "checkpoint", hashlib.sha256(body).digest() + body)
         self._start_log(point.state.round)
 
     def close(self) -> None:
         """Close the files and let another server use the directory."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
         self._lock.close()
 
-    def recover(self) -> Recovered:
-        """Read back what is there, and make ready to append."""
-        found = self._read_checkpoint()
-        round_ = found.checkpoint.state.round if found.checkpoint else 0
-        path = self._log_path(round_)
-        if not path.exists():
-            self._partitions = found.partitions
-            self._start_log(round_)
-            return found
-        data = path.read_bytes()
-        end = 0
-        try:
-            for start, body in _frames(path, data):
-                line, _, payload = body.partition(b"\n")
-                entry = json.loads(line)
-                if start == 0:
-                    self._check_first(path, entry, round_)
-                else:
-                    found.apply(entry, payload)
-                end = start + _HEADER_BYTES + len(body)
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{path} holds an entry that this version cannot read") from error
-        self._partitions = found.partitions
-        if end == 0:
-            self._start_log(round_)
-            return found
-        self._file = path.open("r+b")
-        if end < len(data):
-            log.warning(
-                "%s: cut off %d bytes of an entry that was never acknowledged",
-                path.name,
-                len(data) - end,
-            )
-            self._file.truncate(end)
-            os.fsync(self._file.fileno())
-        self._file.seek(end)
-        self._drop_other_logs(path)
-        return found
-
     def _append(self, entry: Mapping[str, Any], payload: bytes = b"") -> None:
-        if self._file is None:
+        if self._log is None:
             raise StorageError("the journal is closed")
-        self._file.write(_frame(json.dumps(entry).encode() + b"\n" + payload))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._log.append(entry, payload)
 
     def _start_log(self, round_: int) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._log is not None:
+            self._log.close()
         path = self._log_path(round_)
-        first = {"kind": "log", "run": self._run_id.hex(), "round": round_}
-        write_atomically(path, _frame(json.dumps(first).encode() + b"\n"))
-        self._file = path.open("r+b")
-        self._file.seek(0, os.SEEK_END)
+        self._log = FrameLog.create(path, self._first(round_))
         self._drop_other_logs(path)
+
+    def _first(self, round_: int) -> dict[str, Any]:
+        return {"kind": "log", "run": self._run, "round": round_}
 
     def _drop_other_logs(self, keep: Path) -> None:
         for path in self._directory.glob("round-*.log"):
@@ -252,109 +240,38 @@ class Journal:
     def _log_path(self, round_: int) -> Path:
         return self._directory / f"round-{round_:06d}.log"
 
-    def _check_first(self, path: Path, entry: Mapping[str, Any], round_: int) -> None:
-        expected = {"kind": "log", "run": self._run_id.hex(), "round": round_}
-        if dict(entry) != expected:
-            raise StorageError(f"{path} belongs to another run or round")
-
     def _read_checkpoint(self) -> Recovered:
         path = self._directory / "checkpoint"
         if not path.exists():
             return Recovered()
         data = path.read_bytes()
-        if hashlib.sha256(data[32:]).digest() != data[:32]:
+        digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+        if hashlib.sha256(body).digest() != digest:
             raise StorageError(f"{path} is corrupt: its digest does not match its content")
         try:
-            arrays = safetensors.numpy.load(data[32:])
-            length = int.from_bytes(data[32:40], "little")
-            metadata = json.loads(data[40 : 40 + length])["__metadata__"]
-            header = json.loads(metadata["header"])
-            state = GlobalState(header["round"], arrays.pop(_VALUES))
+            line, _, tensors = body.partition(b"\n")
+            header = json.loads(line)
+            arrays = safetensors.numpy.load(tensors)
+            state = GlobalState(header["round"], arrays.pop(_STATE))
             broadcast = {name.removeprefix("broadcast."): a for name, a in arrays.items()}
-            members = tuple(header["members"])
-            point = Checkpoint(state, members, header["metrics"], broadcast)
-            run, partitions = header["run"], header["partitions"]
+            members, metrics = tuple(header["members"]), header["metrics"]
+            found = Recovered(Checkpoint(state, members, metrics, broadcast), header["partitions"])
+            run = header["run"]
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path} is not a checkpoint that this version reads") from error
-        if run != self._run_id.hex():
+        if run != self._run:
             raise StorageError(f"{path} belongs to another run")
-        return Recovered(point, partitions)
+        return found
 
 
-def open_journal(out: Path, config: RunConfig) -> Journal:
-    """Claim a run directory for this process and this run.
-
-    Raises:
-        ConfigError: the directory cannot be used, another server is using it, or it holds
-            another run.
-    """
-    directory = out / "journal"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (out / "server.lock").open("a")
-    except OSError as error:
-        raise ConfigError(f"cannot use {out} for the run: {error.strerror}") from error
+def _claim(out: Path, config: RunConfig, lock: IO[str]) -> None:
+    """Take the directory's lock, and check or write whose run it is."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = out / "config.toml"
-        if not held.exists():
-            write_atomically(held, config.to_toml().encode())
-        elif load_config(held).run_id() != config.run_id():
-            raise ConfigError(f"{out} holds another run: choose another --out, or its config.toml")
     except BlockingIOError:
-        lock.close()
         raise ConfigError(f"another server is using {out}: choose another --out") from None
-    except BaseException:
-        lock.close()
-        raise
-    return Journal(directory, config.run_id(), lock)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file so that it is whole, old or new, whatever happens; durable on return."""
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _frame(body: bytes) -> bytes:
-    header = _HEADER.pack(MAGIC, len(body), crc32(body))
-    return header + crc32(header).to_bytes(4, "little") + body
-
-
-def _frames(path: Path, data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(offset, body) of each good frame, up to a torn end.
-
-    Raises:
-        StorageError: a good frame follows a bad one.
-    """
-    offset = 0
-    while offset < len(data):
-        body = _frame_at(data, offset)
-        if body is None:
-            later = (match.start() for match in re.finditer(re.escape(MAGIC), data[offset + 1 :]))
-            if any(_frame_at(data, offset + 1 + start) is not None for start in later):
-                raise StorageError(f"{path} is damaged at byte {offset}: restore it from a copy")
-            return
-        yield offset, body
-        offset += _HEADER_BYTES + len(body)
-
-
-def _frame_at(data: bytes, offset: int) -> bytes | None:
-    """The body of the frame at an offset; None if there is no whole and good one."""
-    header = data[offset : offset + _HEADER_BYTES]
-    if len(header) < _HEADER_BYTES or crc32(header[:-4]) != int.from_bytes(header[-4:], "little"):
-        return None
-    magic, length, checksum = cast(tuple[bytes, int, int], _HEADER.unpack(header[:-4]))
-    start = offset + _HEADER_BYTES
-    body = data[start : start + length]
-    good = magic == MAGIC and len(body) == length and crc32(body) == checksum
-    return body if good else None
+    held = out / "config.toml"
+    if not held.exists():
+        write_atomically(held, config.to_toml().encode())
+    elif load_config(held).run_id() != config.run_id():
+        raise ConfigError(f"{out} holds another run: choose another --out, or its config.toml")

@@ -72,10 +72,7 @@ class Members:
             AlreadyExists: another live instance holds the name.
             RunMismatch: all partitions are handed out.
         """
-        if not (1 <= len(name) <= NAME_LENGTH and name.isprintable()):
-            raise ProtocolError(f"a client name has 1 to {NAME_LENGTH} printable characters")
-        if len(instance) != INSTANCE_BYTES:
-            raise ProtocolError(f"an instance is {INSTANCE_BYTES} bytes, not {len(instance)}")
+        check_identity(name, instance)
         held = self._members.get(name)
         if held and held.instance != instance and held.expires > now:
             raise AlreadyExists(f"another live client is called {name}: choose another name")
@@ -151,3 +148,16 @@ class Members:
         """When the next lease or held place runs out; infinity without any."""
         leases = (member.expires for member in self._members.values())
         return min((*leases, *self._awaited.values()), default=math.inf)
+
+
+def check_identity(name: str, instance: bytes) -> None:
+    """Refuse malformed names and instances.
+
+    Raises:
+        ProtocolError: the name is not 1 to 64 printable characters, or the instance not 16
+            bytes.
+    """
+    if not (1 <= len(name) <= NAME_LENGTH and name.isprintable()):
+        raise ProtocolError(f"a client name has 1 to {NAME_LENGTH} printable characters")
+    if len(instance) != INSTANCE_BYTES:
+        raise ProtocolError(f"an instance is {INSTANCE_BYTES} bytes, not {len(instance)}")

@@ -1,10 +1,10 @@
 """The round state machine: events in, effects out.
 
     WAITING --enough clients--> OPEN --all in, or quorum at the deadline--> CLOSING
-       ^                         |                                             |
-       |<--below quorum at the deadline                                        |
-       |<--------------------------------aggregated, rounds left---------------|
-                                  FINISHED <----aggregated, the last-----------'
+     ^  ^                        |                                           |  |
+     |  '------below quorum at the deadline: run the round again             |  |
+     '-------------------------------aggregated, rounds left-----------------'  |
+    FINISHED <------------------------------aggregated, the last----------------'
 
 Pure: no I/O, no clock (each event says what time it is), no randomness but the run's seed.
 Every method that is an event first validates and raises, then changes the membership or the
@@ -15,14 +15,27 @@ has changed nothing. Times are seconds of any monotonic clock.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from common.config import RunConfig
 from common.errors import AlreadyExists, NotInCohort, ProtocolError, WrongRound
 from common.seeding import derive
-from server.members import Members, Parted, PartitionGiven
+from server.events import (
+    Assignment,
+    Claimed,
+    Closing,
+    Discarded,
+    Effect,
+    Effects,
+    Finished,
+    Interrupted,
+    Opened,
+    Ticket,
+    Wait,
+)
+from server.members import Members
 
 
 class Phase(StrEnum):
@@ -32,84 +45,6 @@ class Phase(StrEnum):
     OPEN = "open"
     CLOSING = "closing"
     FINISHED = "finished"
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A cohort was drawn: remember it, and get ready to fold its updates."""
-
-    round: int
-    attempt: int
-    cohort: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Discarded:
-    """The deadline passed below quorum: forget the updates; the round is run again."""
-
-    round: int
-    attempt: int
-    received: int
-    needed: int
-
-
-@dataclass(frozen=True)
-class Closing:
-    """No more updates: aggregate those of `clients`, make the result durable, say so."""
-
-    round: int
-    attempt: int
-    clients: tuple[str, ...]
-
-
-Effect = Opened | Discarded | Closing | PartitionGiven | Parted
-Effects = tuple[Effect, ...]
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """Train on the state of `round` and submit within `seconds_left`."""
-
-    round: int
-    rank: int
-    cohort_size: int
-    seconds_left: float
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Nothing to do for this client, and why, in one line."""
-
-    reason: str
-    live: int
-    needed: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The run is over; `round` rounds were closed."""
-
-    round: int
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """The right to store one update: one per (round, attempt, client), the newest counts."""
-
-    serial: int
-    name: str
-    round: int
-    attempt: int
-    rank: int
-    cohort_size: int
-    digest: bytes
-
-
-class Claimed(StrEnum):
-    """Why a claim needs no upload."""
-
-    DUPLICATE = "this very update is in"
-    STORING = "this very update is being stored by another call"
 
 
 class _Stage(StrEnum):
@@ -122,21 +57,6 @@ class _Stage(StrEnum):
 class _Slot:
     ticket: Ticket
     stage: _Stage
-
-
-@dataclass(frozen=True)
-class Interrupted:
-    """An attempt that an earlier life of the server left open.
-
-    Attributes:
-        cohort: the names that were drawn.
-        submitted: digest of each update that was acknowledged, by name.
-        closing: whether the round had been closed to further updates.
-    """
-
-    cohort: tuple[str, ...]
-    submitted: Mapping[str, bytes]
-    closing: bool
 
 
 class Rounds:
@@ -221,13 +141,14 @@ class Rounds:
             return Claimed.DUPLICATE if slot.stage is _Stage.IN else Claimed.STORING
         if self.phase is not Phase.OPEN:
             raise WrongRound(self._which(round_), self.round)
-        ticket = self._ticket(name, digest)
-        if place != (ticket.rank, ticket.cohort_size):
+        rank, size = self.cohort.index(name), len(self.cohort)
+        if place != (rank, size):
             raise WrongRound(
-                f"round {round_} was opened again: the update is for rank {place[0]} of "
-                f"{place[1]}, {name} is now {ticket.rank} of {ticket.cohort_size}",
+                f"the update was made for rank {place[0]} of {place[1]}, but {name} is {rank} "
+                f"of {size} in round {round_}",
                 self.round,
             )
+        ticket = self._ticket(name, digest)
         self._slots[name] = _Slot(ticket, _Stage.UPLOADING)
         return ticket
 

@@ -59,7 +59,7 @@ def test_parts_are_disjoint_inside_the_set_not_empty_and_repeatable(
 
 @pytest.mark.parametrize("kind", ["iid", "shards", "dirichlet", "attribute"])
 def test_another_seed_cuts_otherwise(kind: str) -> None:
-    one, two = (partition(LABELS, config(kind), seed) for seed in (1, 2))
+    one, two = (partition(LABELS, config(kind, 20, shards_per_client=2), seed) for seed in (1, 2))
     assert any(not np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
@@ -71,13 +71,28 @@ def test_known_answers() -> None:
             "iid": config("iid", 3),
             "shards": config("shards", 3),
             "dirichlet": config("dirichlet", 3, dirichlet_alpha=0.5),
-            "attribute": config("attribute", 10),
+            "attribute": config("attribute", 12),
         }.items()
     }
-    assert got == KNOWN
-
-
-KNOWN: dict[str, list[int]] = {}
+    assert got == {
+        "iid": [7944524, 7800848, 8292815],
+        "shards": [9181022, 8112556, 6082949],
+        "dirichlet": [10311553, 7055446, 5485909],
+        "attribute": [
+            19465,
+            16829,
+            46599,
+            45512,
+            291580,
+            401380,
+            511180,
+            620980,
+            730780,
+            840580,
+            950380,
+            1060180,
+        ],
+    }
 
 
 def test_shards_hold_few_classes_of_equal_size() -> None:

@@ -13,7 +13,7 @@ from typing import Final
 from common.codecs.context import CodecContext, MaskCodec, Packed, ScoreCodec, WeightCodec, Weights
 from common.codecs.difference import ErrorFeedbackCodec, ExactCodec, step_units
 from common.codecs.entropy import EntropyCodec
-from common.codecs.flips import FlipsCodec
+from common.codecs.flips import FlipsCodec, selection_threshold
 from common.codecs.keyframe import KeyframeCodec, KeyframeEntropyCodec
 from common.codecs.plain import Bfloat16Codec, Float32Codec, Int16Codec, RawCodec
 from common.errors import PayloadError
@@ -34,6 +34,7 @@ __all__ = [
     "Weights",
     "mask_codec",
     "score_codec",
+    "selection_threshold",
     "step_units",
     "weight_codec",
 ]

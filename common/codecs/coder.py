@@ -46,29 +46,37 @@ Symbols = NDArray[np.integer[Any]]
 _Ints = NDArray[np.int64]
 
 
-def seal(body: bytes, content: bytes | memoryview) -> bytes:
-    """Append the checksum over the body and the content that it decodes to."""
-    return body + zlib.crc32(content, zlib.crc32(body)).to_bytes(CHECKSUM_BYTES, "little")
+def seal(body: bytes, content: bytes, n: int) -> bytes:
+    """Append the checksum over n, the body, and the n symbols as bytes that it decodes to."""
+    checksum = zlib.crc32(content, zlib.crc32(body, n))
+    return body + checksum.to_bytes(CHECKSUM_BYTES, "little")
 
 
-def unseal(payload: bytes, what: str) -> bytes:
+def unseal(payload: bytes, limit: int, what: str) -> bytes:
     """The body of a sealed payload, not yet verified.
 
+    Args:
+        payload: what arrived.
+        limit: the codec's longest payload in bytes.
+        what: the codec's name, for the message.
+
     Raises:
-        PayloadError: too short to have one.
+        PayloadError: too short to have a body, or longer than the limit.
     """
     if len(payload) < CHECKSUM_BYTES:
         raise PayloadError(f"{what} payload of {len(payload)} bytes is truncated")
+    if len(payload) > limit:
+        raise PayloadError(f"{what} payload of {len(payload)} bytes; the longest takes {limit}")
     return payload[:-CHECKSUM_BYTES]
 
 
-def verify(payload: bytes, content: bytes | memoryview, what: str) -> None:
-    """Check a sealed payload against the content that was decoded from its body.
+def verify(payload: bytes, content: bytes, n: int, what: str) -> None:
+    """Check a sealed payload against the n symbols that were decoded from its body.
 
     Raises:
         PayloadError: they do not belong together.
     """
-    if seal(payload[:-CHECKSUM_BYTES], content) != payload:
+    if seal(payload[:-CHECKSUM_BYTES], content, n) != payload:
         raise PayloadError(f"{what} payload is corrupt, or was made for another state")
 
 

@@ -51,7 +51,7 @@ class ExactCodec:
         shift = _shift(scores.size, 2 * clients + 1)
         keys, contexts = score_bins(scores, shift), 1 << (16 - shift)
         body = coder.encode(counts + clients, keys, contexts, 2 * clients + 1)
-        return coder.seal(body, counts.astype("<i4").tobytes())
+        return coder.seal(body, counts.astype("<i4").tobytes(), scores.size)
 
     def decode(self, payload: bytes, clients: int, scores: Scores) -> Counts:
         """(n,) int32 counts.
@@ -63,9 +63,9 @@ class ExactCodec:
             raise PayloadError(f"exact payload counts {clients} clients")
         shift = _shift(scores.size, 2 * clients + 1)
         keys, contexts = score_bins(scores, shift), 1 << (16 - shift)
-        body = coder.unseal(payload, self.name)
+        body = coder.unseal(payload, self.max_bytes(scores.size, clients), self.name)
         counts = coder.decode(body, keys, contexts, 2 * clients + 1) - np.int32(clients)
-        coder.verify(payload, counts.astype("<i4").tobytes(), self.name)
+        coder.verify(payload, counts.astype("<i4").tobytes(), scores.size, self.name)
         return counts
 
     def max_bytes(self, n: int, clients: int) -> int:
@@ -114,7 +114,7 @@ class ErrorFeedbackCodec:
         keys, contexts = score_bins(scores, shift), 1 << (16 - shift)
         symbols = levels.astype(np.int32) + largest
         body = bytes([largest]) + coder.encode(symbols, keys, contexts, 2 * largest + 1)
-        return coder.seal(body, levels.tobytes())
+        return coder.seal(body, levels.tobytes(), scores.size)
 
     def decode(self, payload: bytes, scores: Scores) -> NDArray[np.int8]:
         """(n,) int8 levels.
@@ -122,7 +122,7 @@ class ErrorFeedbackCodec:
         Raises:
             PayloadError: the payload is not one that `encode` made for these scores.
         """
-        body = coder.unseal(payload, self.name)
+        body = coder.unseal(payload, self.max_bytes(scores.size), self.name)
         if not body or body[0] > MAX_LEVEL:
             raise PayloadError(f"{self.name} payload has no level range")
         largest = body[0]
@@ -130,7 +130,7 @@ class ErrorFeedbackCodec:
         keys, contexts = score_bins(scores, shift), 1 << (16 - shift)
         symbols = coder.decode(body[1:], keys, contexts, 2 * largest + 1)
         levels = (symbols - largest).astype(np.int8)
-        coder.verify(payload, levels.tobytes(), self.name)
+        coder.verify(payload, levels.tobytes(), scores.size, self.name)
         return levels
 
     def max_bytes(self, n: int) -> int:

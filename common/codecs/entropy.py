@@ -52,15 +52,15 @@ class EntropyCodec:
         shift = bin_shift(context.size, _FINE, 512)
         bits = unpack(mask, context.size)
         body = coder.encode(bits, score_bins(context.scores, shift), 1 << (16 - shift), 2)
-        return coder.seal(body, mask.tobytes())
+        return coder.seal(body, mask.tobytes(), context.size)
 
     def decode(self, payload: bytes, context: CodecContext) -> Packed:
         """See MaskCodec."""
         shift = bin_shift(context.size, _FINE, 512)
-        body = coder.unseal(payload, self.name)
+        body = coder.unseal(payload, self.max_bytes(context.size), self.name)
         bits = coder.decode(body, score_bins(context.scores, shift), 1 << (16 - shift), 2)
         mask = pack(bits.astype(np.uint8))
-        coder.verify(payload, mask.tobytes(), self.name)
+        coder.verify(payload, mask.tobytes(), context.size, self.name)
         return mask
 
     def max_bytes(self, n: int) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 
 import numpy as np
@@ -80,7 +80,7 @@ def _stride(cohort_size: int) -> int:
 
 
 def selection_threshold(share: float) -> int:
-    """The share in units of 1/65536, at least 1: divide by this to stay unbiased."""
+    """The exact share of the coordinates sent, in units of 1/65536; estimators divide by it."""
     return max(1, round(share * PROB_ONE))
 
 
@@ -101,7 +101,8 @@ class _Grid:
         """(state bins, references, distance bins); the last distance bin is out of reach."""
         return _STATES >> self.state_merge, 2, (_DISTANCES >> self.distance_merge) + 1
 
-    def coarsen(self) -> coder.Keys:
+    @cached_property
+    def coarsened(self) -> coder.Keys:
         """(_FINEST.contexts,) uint16: the context that each of the finest falls into."""
         state, drawn, distance = np.indices(_FINEST.shape)
         place = (state >> self.state_merge, drawn, distance >> self.distance_merge)
@@ -127,7 +128,7 @@ def _choose(table: NDArray[np.intp]) -> int:
     costs = []
     for grid in _GRIDS:
         merged = np.zeros((grid.contexts, 2), dtype=np.int64)
-        np.add.at(merged, grid.coarsen(), table)
+        np.add.at(merged, grid.coarsened, table)
         # A histogram of two symbols takes about eight bits.
         costs.append(coder.total_bits(merged) + 8 * int((merged > 0).all(axis=1).sum()))
     return costs.index(min(costs))
@@ -223,12 +224,12 @@ class FlipsCodec:
         choice = _choose(counts.reshape(-1, 2))
         grid = _GRIDS[choice]
         body = reach.to_bytes(_REACH_BYTES, "little") + bytes([choice])
-        body += coder.encode(flips, grid.coarsen()[keys], grid.contexts, 2)
-        return coder.seal(body, mask.tobytes())
+        body += coder.encode(flips, grid.coarsened[keys], grid.contexts, 2)
+        return coder.seal(body, mask.tobytes(), context.size)
 
     def decode(self, payload: bytes, context: CodecContext) -> Packed:
         """See MaskCodec."""
-        body = coder.unseal(payload, self.name)
+        body = coder.unseal(payload, self.max_bytes(context.size), self.name)
         if len(body) < _HEADER_BYTES:
             raise PayloadError(f"flips payload of {len(payload)} bytes is truncated")
         if body[_REACH_BYTES] >= len(_GRIDS):
@@ -236,7 +237,7 @@ class FlipsCodec:
         reach = int.from_bytes(body[:_REACH_BYTES], "little")
         grid = _GRIDS[body[_REACH_BYTES]]
         sent = _Sent.of(context)
-        keys = grid.coarsen()[sent.keys(reach)]
+        keys = grid.coarsened[sent.keys(reach)]
         flips = coder.decode(body[_HEADER_BYTES:], keys, grid.contexts, 2)
         bits = sent.drawn ^ flips.astype(np.bool_)
         if sent.positions is None:
@@ -245,7 +246,7 @@ class FlipsCodec:
             whole = dither(context) < sigma(context.scores)
             whole[sent.positions] = bits
             mask = pack(whole)
-        coder.verify(payload, mask.tobytes(), self.name)
+        coder.verify(payload, mask.tobytes(), context.size, self.name)
         return mask
 
     def max_bytes(self, n: int) -> int:

@@ -63,7 +63,7 @@ class KeyframeEntropyCodec:
         )
         symbols = high.astype(np.int32) - lowest
         body += coder.encode(symbols, _one_context(high.size), 1, highest - lowest + 1)
-        return coder.seal(body, self._content(scores))
+        return coder.seal(body, self._content(scores), scores.size)
 
     def decode(self, payload: bytes, n: int) -> Scores:
         """(n,) int16 scores.
@@ -71,7 +71,7 @@ class KeyframeEntropyCodec:
         Raises:
             PayloadError: the payload is not one that `encode` made of n scores.
         """
-        body = coder.unseal(payload, self.name)
+        body = coder.unseal(payload, self.max_bytes(n), self.name)
         shift = body[0] if body else 0
         planes = -(-n // 8)
         start = _HEADER_BYTES + shift * planes
@@ -86,7 +86,7 @@ class KeyframeEntropyCodec:
         for bit, plane in enumerate(low):
             bits = np.unpackbits(plane, count=n, bitorder="little")
             scores |= bits.astype(np.int16) << np.int16(bit)
-        coder.verify(payload, self._content(scores), self.name)
+        coder.verify(payload, self._content(scores), scores.size, self.name)
         return scores
 
     def max_bytes(self, n: int) -> int:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.compat import import_torchvision
 from common.data.source import to_pixels
 from common.errors import DataError
 
@@ -30,7 +29,9 @@ def load_inception(device: torch.device, weights: Path | None = None) -> Callabl
     """
     if weights is not None and not weights.exists():
         raise DataError(f"Inception weights {weights} do not exist")
-    # It imports torchvision, which some installations only load with our help.
+    # It imports torchvision, which is slow, and which some installations only load with our help.
+    from common.compat import import_torchvision
+
     import_torchvision()
     try:
         module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")

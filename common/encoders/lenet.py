@@ -27,6 +27,8 @@ from common.seeding import derive_seed, words
 FEATURES: Final = 84
 _SIDE: Final = 32
 _BATCH: Final = 64
+_EPOCHS: Final = 3
+_IMAGES_SEEN: Final = 20_000
 _HELD_OUT_EVERY: Final = 10
 
 Progress = Callable[[int, int], None]
@@ -120,7 +122,7 @@ def _fit(
     used = torch.nonzero(~held_out).flatten()
     batch_size = min(_BATCH, len(used))
     per_epoch = len(used) // batch_size
-    epochs = max(3, math.ceil(20_000 / len(used)))
+    epochs = max(_EPOCHS, math.ceil(_IMAGES_SEEN / len(used)))
     total = epochs * per_epoch
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=total)

@@ -1,0 +1,101 @@
+"""From what a round counted to the next state, in integers: the server's step, and its replay.
+
+The server runs this on what it folded; with the `exact` downlink a client runs it on the same
+integers and ends with the same state bit for bit (sections 4.1 to 4.3 of the paper).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.codecs import selection_threshold
+from common.config import RunConfig
+from common.layout import update_layout
+from common.seeding import uniform16
+from common.state import (
+    LAMBDA_ONE,
+    PROB_ONE,
+    THETA_MAX,
+    THETA_MIN,
+    GlobalState,
+    Probs,
+    Scores,
+    move_in_probability_space,
+    move_in_score_space,
+    sigma,
+)
+
+
+@dataclass(frozen=True)
+class RoundCounts:
+    """What a round's updates add up to.
+
+    Attributes:
+        clients: updates that went in, K.
+        referenced: whether `ones` counts M - R, else M.
+        ones: (masked,) int32, the sum over the clients.
+        mean_scores: (scored,) int16, the mean of the uploaded scores (PRISM-alpha).
+    """
+
+    clients: int
+    referenced: bool
+    ones: NDArray[np.int32]
+    mean_scores: Scores
+
+
+def estimate(config: RunConfig, state: GlobalState, counts: RoundCounts) -> Probs:
+    """(d,) uint16: the new estimate of theta, clamped to [0.01, 0.99] where masks travelled.
+
+    With a reference whose expectation is theta exactly, theta + mean(M - R) / share is
+    unbiased like mean(M), at a fraction of its variance; without, it is mean(M).
+    """
+    masked = slice(0, counts.ones.size)
+    ones = counts.ones.astype(np.int64)
+    if counts.referenced:
+        sent = selection_threshold(config.codec.coordinates_per_round)
+        moved = rounded_ratio(ones * PROB_ONE * PROB_ONE, counts.clients * sent)
+        theta = sigma(state.scores[masked]).astype(np.int64) + moved
+    else:
+        theta = rounded_ratio(ones * PROB_ONE, counts.clients)
+    clamped = np.clip(theta, THETA_MIN, THETA_MAX).astype(np.uint16)
+    return np.concatenate([clamped, sigma(counts.mean_scores)])
+
+
+def dynamic_lambda(config: RunConfig, state: GlobalState, target: Probs) -> int:
+    """MADA's lambda: the Hamming distance between a mask of the estimate and one of the state.
+
+    Returns:
+        the share of positions that differ, in units of 1/65536; all of it without MADA.
+    """
+    if not config.mada.enabled:
+        return LAMBDA_ONE
+    d, t = state.dimension, state.round
+    old = uniform16(d, config.seed, "mada-old", t) < sigma(state.scores)
+    new = uniform16(d, config.seed, "mada-new", t) < target
+    return int(np.count_nonzero(old != new)) * LAMBDA_ONE // d
+
+
+def advance(
+    config: RunConfig, state: GlobalState, counts: RoundCounts, target: Probs, lam: int
+) -> GlobalState:
+    """Move the state by lambda towards the estimate; uploaded scores move as scores."""
+    scores, border = state.scores, counts.ones.size
+    move = move_in_score_space if config.mada.space == "score" else move_in_probability_space
+    new = np.empty_like(scores)
+    new[:border] = move(scores[:border], target[:border], lam)
+    s = scores[border:].astype(np.int64)
+    new[border:] = s + (((counts.mean_scores - s) * lam + LAMBDA_ONE // 2) >> 16)
+    return GlobalState(state.round + 1, new)
+
+
+def masked_count(config: RunConfig) -> int:
+    """Parameters that travel as a mask; they come first."""
+    return sum(segment.count for segment in update_layout(config) if segment.kind == "mask")
+
+
+def rounded_ratio(total: NDArray[np.int64], divisor: int) -> NDArray[np.int64]:
+    """Round total / divisor half up, in integers."""
+    return (2 * total + divisor) // (2 * divisor)

@@ -1,0 +1,205 @@
+"""One server process: wiring, addresses, certificates, health, signals, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import grpc
+import grpc.aio
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+
+from common.address import check_security
+from common.config import RunConfig
+from common.errors import ConfigError, StorageError
+from common.rpc.prism.v1.federation_pb2_grpc import add_FederationServicer_to_server
+from server.engine import Engine
+from server.frames import write_atomically
+from server.interceptors import SERVICE, Gate
+from server.service import FederationService
+
+GRACE_SECONDS: Final = 5.0
+"""How long calls in flight may take once the server was told to stop."""
+LINGER_SECONDS: Final = 60.0
+"""How long a finished run waits for its clients to hear of it."""
+
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", 1 << 20),
+    ("grpc.max_send_message_length", 1 << 20),
+    # Two servers on one port would each get some of the clients.
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+
+log = logging.getLogger(__name__)
+
+
+async def serve(
+    config: RunConfig,
+    bind: str,
+    out: Path,
+    *,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    client_ca: Path | None = None,
+    insecure: bool = False,
+    reflection: bool = False,
+    ready: Callable[[int], None] | None = None,
+) -> None:
+    """Serve one run until it is finished, or the process is told to stop.
+
+    The first SIGINT or SIGTERM stops gracefully, the second SIGINT at once. Call it from the
+    main thread.
+
+    Args:
+        config: the run.
+        bind: HOST:PORT; port 0 takes a free one.
+        out: the run's directory, which is taken up if it holds this run already.
+        tls_cert: PEM chain of the server; with `tls_key`.
+        tls_key: PEM private key.
+        client_ca: PEM certificates that client certificates must be signed by (mutual TLS).
+        insecure: allow plain text on an address that is not loopback.
+        reflection: answer gRPC reflection.
+        ready: is told the port once the server answers.
+
+    Raises:
+        ConfigError: an option or the config cannot be used.
+        StorageError: the run's directory is damaged, or cannot be written.
+    """
+    credentials = _credentials(tls_cert, tls_key, client_ca)
+    check_security(bind, secured=credentials is not None, insecure=insecure)
+    engine = Engine(config, out)
+    try:
+        if engine.finished:
+            log.info("the run in %s is finished: %d rounds", out, engine.rounds.round)
+            await engine.run()
+            return
+        with _signals(engine):
+            await _serve(engine, bind, out, credentials, client_ca is not None, reflection, ready)
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error.strerror}") from error
+    finally:
+        await engine.close()
+
+
+async def _serve(
+    engine: Engine,
+    bind: str,
+    out: Path,
+    credentials: grpc.ServerCredentials | None,
+    certified: bool,
+    with_reflection: bool,
+    ready: Callable[[int], None] | None,
+) -> None:
+    server = grpc.aio.server(interceptors=[Gate(engine, certified)], options=_OPTIONS)
+    add_FederationServicer_to_server(FederationService(engine), server)
+    status = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    if with_reflection:
+        names = (SERVICE, SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(bind)
+        else:
+            port = server.add_secure_port(bind, credentials)
+    except RuntimeError as error:
+        raise ConfigError(f"cannot listen on {bind}: not this machine's, or in use") from error
+
+    host = bind.rpartition(":")[0]
+    address = out / "address"
+    await server.start()
+    try:
+        for name in ("", SERVICE):
+            await status.set(name, health_pb2.HealthCheckResponse.SERVING)
+        write_atomically(address, f"{host}:{port}\n".encode())
+        log.info("listening on %s:%d, %s", host, port, "TLS" if credentials else "plain text")
+        if ready is not None:
+            ready(port)
+        await engine.run()
+        if engine.finished:
+            log.info("all rounds are closed; waiting for the clients to hear of it")
+            await engine.linger(LINGER_SECONDS)
+    finally:
+        address.unlink(missing_ok=True)
+        engine.stop()
+        await status.enter_graceful_shutdown()
+        await server.stop(GRACE_SECONDS)
+
+
+@contextlib.contextmanager
+def _signals(engine: Engine) -> Iterator[None]:
+    """The first signal stops the engine, a second SIGINT the process."""
+    told = False
+
+    def stop(number: signal.Signals) -> None:
+        nonlocal told
+        if told and number is signal.SIGINT:
+            os._exit(130)
+        if not told:
+            log.info("%s: stopping; the run goes on when the server is started again", number.name)
+        told = True
+        engine.stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _credentials(
+    tls_cert: Path | None, tls_key: Path | None, client_ca: Path | None
+) -> grpc.ServerCredentials | None:
+    """TLS from files, checked here: gRPC would fail later and say less."""
+    if tls_cert is None and tls_key is None:
+        if client_ca is not None:
+            raise ConfigError("--client-ca needs --tls-cert and --tls-key")
+        return None
+    if tls_cert is None or tls_key is None:
+        raise ConfigError("--tls-cert and --tls-key belong together")
+    chain, key = _read(tls_cert), _read(tls_key)
+    roots = _read(client_ca) if client_ca is not None else None
+    certificate = _certificate(tls_cert, chain)
+    if roots is not None and client_ca is not None:
+        _certificate(client_ca, roots)
+    try:
+        public = serialization.load_pem_private_key(key, password=None).public_key()
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{tls_key} is not a PEM private key without a password") from error
+    if public != certificate.public_key():
+        raise ConfigError(f"{tls_key} is not the key of {tls_cert}")
+    return grpc.ssl_server_credentials(
+        [(key, chain)], root_certificates=roots, require_client_auth=roots is not None
+    )
+
+
+def _certificate(path: Path, pem: bytes) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a PEM certificate") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,377 @@
+"""Carries out what the round state machine asks for: threads, disk, clock; no gRPC.
+
+One event loop owns the machine. One writer thread owns the journal and folds updates, so the
+log's order is the order of everything that must survive. Decoding and aggregation run in
+other threads. If the disk fails the server stops: what it cannot store it must not promise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.config import RunConfig
+from common.errors import TransportError, WrongRound
+from common.fingerprint import Fingerprint
+from common.state import GlobalState
+from common.steps import StateStep, initial_state
+from server.aggregate import Aggregator, Closed, make_aggregator
+from server.broadcast import Broadcast, make_broadcast
+from server.events import (
+    Assignment,
+    Claimed,
+    Closing,
+    Discarded,
+    Effects,
+    Finished,
+    Interrupted,
+    Opened,
+    Ticket,
+    Wait,
+)
+from server.journal import Checkpoint, Journal, Recovered, StoredUpdate
+from server.members import Members, Parted, PartitionGiven
+from server.recorder import Metrics, Recorder
+from server.rounds import Phase, Rounds
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """One run of one server process; made, and taken up where it was, on the run directory.
+
+    Attributes:
+        config: the run.
+        fingerprint: what clients must agree with.
+        rounds: the state machine.
+        broadcast: the downlink.
+        recorder: the run's outputs.
+
+    Raises:
+        ConfigError: the directory is not this run's, or is in use; or the config asks for
+            what this version lacks.
+        StorageError: the directory is damaged.
+    """
+
+    def __init__(self, config: RunConfig, out: Path) -> None:
+        self.config = config
+        self.fingerprint = Fingerprint.of(config)
+        self.broadcast: Broadcast = make_broadcast(config, initial_state(config))
+        self._journal = Journal(out, config)
+        try:
+            found = self._journal.recover()
+            self._restore(found)
+            last = dict(found.checkpoint.metrics) if found.checkpoint else None
+            self.recorder = Recorder(out, config, found.round, last)
+        except BaseException:
+            self._journal.close()
+            raise
+        self._writer = ThreadPoolExecutor(1, "writer")
+        self._changed = asyncio.Event()
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._said = ""
+
+    def _restore(self, found: Recovered) -> None:
+        """Take up the state, the members and the open round of an earlier life."""
+        now = time.monotonic()
+        self._opened_at = now
+        members = Members(
+            self.config.data.clients, self.config.round.lease_seconds, found.partitions
+        )
+        before = set(found.cohort)
+        if found.checkpoint is not None:
+            self.broadcast.restore(found.checkpoint.state, found.checkpoint.broadcast)
+            before |= set(found.checkpoint.members)
+        members.await_return(now, before)
+        self.rounds = Rounds(self.config, members, found.round)
+        self._losses: list[float] = []
+        self._aggregator: Aggregator | None = None
+        self._interrupted: tuple[int, Interrupted | None] = (found.attempt, None)
+        if found.cohort:
+            self._aggregator = make_aggregator(self.config, self.broadcast.state, len(found.cohort))
+            for update in found.updates.values():
+                rank = found.cohort.index(update.client)
+                self._fold(self._aggregator.decode(update.segments(), rank), update)
+            digests = {name: update.digest for name, update in found.updates.items()}
+            self._interrupted = (
+                found.attempt,
+                Interrupted(found.cohort, digests, found.closing),
+            )
+        if found.checkpoint is not None or found.cohort:
+            log.info("resumed at round %d with %d updates in", found.round, len(found.updates))
+
+    # What the service calls
+
+    def renew(self, session: str) -> str:
+        """Extend the lease of a session, and say whose it is; raises SessionUnknown."""
+        return self.rounds.members.renew(time.monotonic(), session)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are closed."""
+        return self.rounds.phase is Phase.FINISHED
+
+    def live(self) -> tuple[str, ...]:
+        """Names of the clients that are here, sorted."""
+        return self.rounds.members.live(time.monotonic())
+
+    async def join(
+        self, name: str, instance: bytes, wants_partition: bool
+    ) -> tuple[str, int | None]:
+        """Open a session; (token, data partition). Raises as `Members.join` does."""
+        self._check_running()
+        session = secrets.token_urlsafe(16)
+        now = time.monotonic()
+        effects = self.rounds.join(now, name, instance, session, wants_partition)
+        log.info("%s joined", name)
+        await self._apply(effects)
+        return session, self.rounds.members.partition(name)
+
+    async def leave(self, session: str) -> None:
+        """End a session, or nothing if it is gone already."""
+        await self._apply(self.rounds.leave(time.monotonic(), session))
+
+    async def await_round(self, session: str, seconds: float) -> Assignment | Wait | Finished:
+        """Wait for something to do, at most so long; raises SessionUnknown."""
+        until = time.monotonic() + seconds
+        while True:
+            self._check_running()
+            changed = self._changed
+            now = time.monotonic()
+            outcome = self.rounds.outcome(now, session)
+            if not isinstance(outcome, Wait) or now >= until:
+                return outcome
+            await _wait(changed, until - now)
+
+    def steps(self, round_: int, held: tuple[int, bytes] | None) -> tuple[StateStep, ...]:
+        """What brings a client from the state it holds to the state of a round.
+
+        Raises:
+            WrongRound: that is not the round that is open or next.
+        """
+        # While a round closes, another thread makes the broadcast's next state.
+        if round_ != self.rounds.round or self.rounds.phase is Phase.CLOSING:
+            raise WrongRound(
+                f"the state of round {round_} is not the current one", self.rounds.round
+            )
+        return self.broadcast.steps(held)
+
+    async def claim(
+        self, session: str, round_: int, place: tuple[int, int], digest: bytes
+    ) -> Ticket | None:
+        """Announce an update; None if it is durable already. Raises as `Rounds.claim` does."""
+        while True:
+            self._check_running()
+            changed = self._changed
+            claimed = self.rounds.claim(session, round_, place, digest)
+            if claimed is Claimed.DUPLICATE:
+                return None
+            if isinstance(claimed, Ticket):
+                return claimed
+            await changed.wait()
+
+    async def submit(
+        self, ticket: Ticket, payload: bytes, sizes: tuple[int, ...], loss: float | None
+    ) -> None:
+        """Decode an update, make it durable and fold it; it may be acknowledged then.
+
+        Once stored, an update is committed whatever becomes of the caller.
+
+        Raises:
+            PayloadError: the payload does not decode.
+            WrongRound, AlreadyExists: as in `Rounds.check`.
+        """
+        self.rounds.check(ticket)
+        aggregator = self._current_aggregator()
+        update = StoredUpdate(ticket.name, ticket.digest, sizes, loss, payload)
+        contribution = await asyncio.to_thread(aggregator.decode, update.segments(), ticket.rank)
+        # The aggregator is the ticket's: another attempt would make this raise.
+        self.rounds.store(ticket)
+
+        def store() -> None:
+            self._journal.append_update(update)
+            self._fold(contribution, update)
+
+        async def commit() -> None:
+            await _durable(self._write(store))
+            await self._apply(self.rounds.commit(time.monotonic(), ticket))
+
+        await asyncio.shield(self._spawn(commit()))
+
+    # Life cycle
+
+    async def run(self) -> None:
+        """Run all rounds; returns when the last is closed or `stop` was called.
+
+        Raises:
+            PrismError, OSError: the run cannot go on; what was acknowledged is safe.
+        """
+        if self.finished:
+            self.recorder.finish(self.broadcast.state)
+            return
+        attempt, earlier = self._interrupted
+        await self._apply(self.rounds.start(time.monotonic(), attempt, earlier))
+        while not (self._stopping or self.finished):
+            await self._wait_for_event()
+        self._raise_failure()
+
+    async def linger(self, seconds: float) -> None:
+        """Go on answering until every live client has left, at most so long."""
+        until = time.monotonic() + seconds
+        while self.live() and time.monotonic() < until and not self._stopping:
+            await self._wait_for_event(until)
+
+    def stop(self) -> None:
+        """Answer waiting clients with UNAVAILABLE and let `run` and `linger` return."""
+        self._stopping = True
+        self._notify()
+
+    async def close(self) -> None:
+        """Finish what is being stored, flush, and give the directory back."""
+        self.stop()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._writer.shutdown)
+        self._journal.close()
+        await asyncio.to_thread(self.recorder.close)
+
+    async def _wait_for_event(self, until: float = math.inf) -> None:
+        """Sleep to the next change or expiry, and let what is due run out."""
+        self._raise_failure()
+        if effects := self.rounds.tick(time.monotonic()):
+            await self._apply(effects)
+        now = time.monotonic()
+        self._say(self.rounds.describe(now))
+        await _wait(self._changed, min(until, self.rounds.next_deadline()) - now)
+        self._raise_failure()
+
+    # The machine's effects
+
+    async def _apply(self, effects: Effects) -> None:
+        """Carry out effects in order; returns when what they must remember is durable."""
+        written: asyncio.Future[None] | None = None
+        for effect in effects:
+            match effect:
+                case Opened(round_, attempt, cohort):
+                    self._opened_at = time.monotonic()
+                    self._losses = []
+                    state, size = self.broadcast.state, len(cohort)
+                    self._aggregator = make_aggregator(self.config, state, size)
+                    written = self._write(self._journal.append_open, attempt, cohort)
+                    again = f", attempt {attempt + 1}" if attempt else ""
+                    log.info("round %d is open for %d clients%s", round_, size, again)
+                case Discarded(round_, attempt, received, needed):
+                    written = self._write(self._journal.append_discard, attempt)
+                    log.warning(
+                        "round %d: %d updates at the deadline, %d needed; run again",
+                        round_,
+                        received,
+                        needed,
+                    )
+                case Closing():
+                    written = self._write(self._journal.append_close)
+                    self._spawn(self._close_round())
+                case PartitionGiven(name, index):
+                    written = self._write(self._journal.append_partition, name, index)
+                case Parted(name, reason):
+                    log.info("%s is gone: %s", name, reason)
+        self._notify()
+        if written is not None:
+            await _durable(written)
+
+    async def _close_round(self) -> None:
+        """Aggregate, broadcast, checkpoint; then tell the machine."""
+        aggregator, losses = self._current_aggregator(), list(self._losses)
+        # The writer thread folds, so it is where everything is known to be folded.
+        closed = await self._write(aggregator.close)
+        state, metrics = await asyncio.to_thread(self._publish, closed, losses)
+        point = Checkpoint(state, self.live(), metrics.line(), self.broadcast.snapshot())
+        await self._write(self._journal.checkpoint, point)
+        self.recorder.closed(metrics, state)
+        log.info(
+            "round %d: %d updates, lambda %s, %.1f s",
+            metrics.round,
+            metrics.clients,
+            "-" if metrics.lam is None else f"{metrics.lam:.4f}",
+            metrics.seconds,
+        )
+        await self._apply(self.rounds.aggregated(time.monotonic()))
+
+    def _publish(self, closed: Closed, losses: list[float]) -> tuple[GlobalState, Metrics]:
+        state = self.broadcast.publish(closed)
+        seconds = time.monotonic() - self._opened_at
+        return state, Metrics.of(state, closed.lam, closed.clients, losses, seconds)
+
+    def _fold(self, contribution: Any, update: StoredUpdate) -> None:
+        self._current_aggregator().fold(contribution)
+        if update.loss is not None:
+            self._losses.append(update.loss)
+
+    def _current_aggregator(self) -> Aggregator:
+        if self._aggregator is None:
+            raise WrongRound(f"round {self.rounds.round} is not open", self.rounds.round)
+        return self._aggregator
+
+    # Plumbing
+
+    def _write(self, job: Callable[..., Result], *args: object) -> asyncio.Future[Result]:
+        """Run a job in the writer thread, after all earlier ones."""
+        future = asyncio.get_running_loop().run_in_executor(self._writer, job, *args)
+        future.add_done_callback(self._note_failure)
+        return future
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._note_failure)
+        return task
+
+    def _note_failure(self, future: asyncio.Future[Any]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self._failure = self._failure or error
+            self.stop()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _notify(self) -> None:
+        """Wake everyone who waits for a change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _check_running(self) -> None:
+        if self._stopping:
+            raise TransportError("the server is stopping; try again later")
+
+    def _say(self, line: str) -> None:
+        """Log what the run waits for, once until it changes."""
+        if line != self._said:
+            log.info("%s", line)
+            self._said = line
+
+
+async def _durable(written: asyncio.Future[None]) -> None:
+    """Wait for a write; the server stops if it fails, and may be back with more room."""
+    try:
+        await written
+    except OSError as error:
+        raise TransportError(f"the server cannot write its journal: {error.strerror}") from error
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, at most so long."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), None if seconds == math.inf else max(0.0, seconds))

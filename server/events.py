@@ -1,0 +1,102 @@
+"""The words of the round state machine: what it asks for, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from server.members import Parted, PartitionGiven
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A cohort was drawn: remember it, and get ready to fold its updates."""
+
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Discarded:
+    """The deadline passed below quorum: forget the updates; the round is run again."""
+
+    round: int
+    attempt: int
+    received: int
+    needed: int
+
+
+@dataclass(frozen=True)
+class Closing:
+    """No more updates: aggregate those of `clients`, make the result durable, say so."""
+
+    round: int
+    attempt: int
+    clients: tuple[str, ...]
+
+
+Effect = Opened | Discarded | Closing | PartitionGiven | Parted
+Effects = tuple[Effect, ...]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Train on the state of `round` and submit within `seconds_left`."""
+
+    round: int
+    rank: int
+    cohort_size: int
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do for this client, and why, in one line."""
+
+    reason: str
+    live: int
+    needed: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over; `round` rounds were closed."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The right to store one update: one per (round, attempt, client), the newest counts."""
+
+    serial: int
+    name: str
+    round: int
+    attempt: int
+    rank: int
+    cohort_size: int
+    digest: bytes
+
+
+class Claimed(StrEnum):
+    """Why a claim needs no upload."""
+
+    DUPLICATE = "this very update is in"
+    STORING = "this very update is being stored by another call"
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """An attempt that an earlier life of the server left open.
+
+    Attributes:
+        cohort: the names that were drawn.
+        submitted: digest of each update that was acknowledged, by name.
+        closing: whether the round had been closed to further updates.
+    """
+
+    cohort: tuple[str, ...]
+    submitted: Mapping[str, bytes]
+    closing: bool

@@ -1,0 +1,211 @@
+"""What every call goes through: sessions, identity, exact bytes, and errors as statuses.
+
+The interceptor takes the (de)serialisers out of gRPC's hands and calls them itself, so the
+bytes that it counts are the messages as they travel, and a message that does not parse is
+the peer's mistake and not an internal error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import grpc
+import grpc.aio
+
+from common.errors import (
+    IdentityMismatch,
+    PayloadError,
+    PrismError,
+    SessionUnknown,
+    WrongRound,
+)
+from server.engine import Engine
+from server.recorder import Traffic
+
+SERVICE: Final = "prism.v1.Federation"
+SESSION_KEY: Final = "prism-session"
+ROUND_KEY: Final = "prism-round"
+_WITHOUT_SESSION: Final = frozenset({"Join", "GetStatus"})
+_SUMMED: Final = frozenset({"AwaitRound", "Heartbeat", "GetStatus"})
+
+# Generic in the stubs alone, so the aliases stay text at run time.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+log = logging.getLogger(__name__)
+
+
+def session_of(context: Context) -> str:
+    """The session that a call names; empty if it names none."""
+    for key, value in context.invocation_metadata() or ():
+        if key == SESSION_KEY:
+            return value if isinstance(value, str) else value.decode("ascii", "replace")
+    return ""
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """The one interceptor of the server; other services pass through it untouched.
+
+    Args:
+        engine: knows the sessions and keeps the record.
+        certified: whether clients show certificates, which then must bear their names.
+    """
+
+    def __init__(self, engine: Engine, certified: bool) -> None:
+        self._engine = engine
+        self._certified = certified
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handlers of this project's service."""
+        handler: Handler | None = await continuation(handler_call_details)
+        service, _, rpc = handler_call_details.method.strip("/").partition("/")
+        return handler if handler is None or service != SERVICE else self._wrap(rpc, handler)
+
+    def _wrap(self, rpc: str, handler: Handler) -> Any:
+        inner = cast(Any, handler)
+
+        async def unary_unary(raw: bytes, context: Context) -> bytes:
+            async with self._call(rpc, handler, context) as call:
+                return call.sent(await inner.unary_unary(call.received(raw), context))
+
+        async def unary_stream(raw: bytes, context: Context) -> AsyncIterator[bytes]:
+            async with self._call(rpc, handler, context) as call:
+                async for message in inner.unary_stream(call.received(raw), context):
+                    yield call.sent(message)
+
+        async def stream_unary(raws: AsyncIterator[bytes], context: Context) -> bytes:
+            async with self._call(rpc, handler, context) as call:
+                requests = (call.received(raw) async for raw in raws)
+                return call.sent(await inner.stream_unary(requests, context))
+
+        # gRPC's stubs describe the handlers of its synchronous server alone.
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(cast(Any, stream_unary))
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(cast(Any, unary_stream))
+        return grpc.unary_unary_rpc_method_handler(cast(Any, unary_unary))
+
+    @asynccontextmanager
+    async def _call(self, rpc: str, handler: Handler, context: Context) -> AsyncIterator[_Call]:
+        """One call: let in, metered, its errors turned into statuses."""
+        call = _Call(self._engine, rpc, handler, context, self._certified)
+        try:
+            call.let_in()
+            yield call
+        except PrismError as error:
+            code = grpc.StatusCode[error.status]
+            log.info("%s of %s: %s: %s", rpc, call.client or "a stranger", code.name, error)
+            trailing = ((ROUND_KEY, str(error.current)),) if isinstance(error, WrongRound) else ()
+            await context.abort(code, " ".join(str(error).split()), trailing)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            log.exception("%s of %s failed", rpc, call.client or "a stranger")
+            await context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says how")
+        finally:
+            call.record()
+
+
+class _Call:
+    """One call's bytes, and whose they are."""
+
+    def __init__(
+        self, engine: Engine, rpc: str, handler: Handler, context: Context, certified: bool
+    ) -> None:
+        self._engine = engine
+        self._rpc = rpc
+        self._handler = handler
+        self._session = session_of(context)
+        self._certificate = _names(context) if certified else None
+        self._round = engine.rounds.round
+        self._payload = {"up": 0, "down": 0}
+        self._message = {"up": 0, "down": 0}
+        self.client = ""
+
+    def let_in(self) -> None:
+        """Check the session, and that it belongs to the certificate's bearer.
+
+        Raises:
+            SessionUnknown, IdentityMismatch: as they say.
+        """
+        if self._rpc in _WITHOUT_SESSION:
+            return
+        try:
+            self.client = self._engine.renew(self._session)
+        except SessionUnknown:
+            if self._rpc != "Leave":
+                raise
+        else:
+            self._check_certificate()
+
+    def received(self, raw: bytes) -> Any:
+        """Meter and parse a request; each one renews the lease.
+
+        Raises:
+            PayloadError: it does not parse.
+        """
+        try:
+            message = cast(Any, self._handler).request_deserializer(raw)
+        except Exception as error:
+            raise PayloadError(f"the message of {self._rpc} does not parse") from error
+        self._count("up", message, len(raw))
+        if self._rpc == "Join":
+            self.client = message.client_name
+            self._check_certificate()
+        elif self.client and self._handler.request_streaming:
+            self._engine.renew(self._session)
+        return message
+
+    def sent(self, message: Any) -> bytes:
+        """Serialise and meter a response."""
+        raw: bytes = cast(Any, self._handler).response_serializer(message)
+        self._count("down", message, len(raw))
+        return raw
+
+    def record(self) -> None:
+        """Hand the sums to the recorder."""
+        # A poll belongs to the round that it ends in: it may be what started it.
+        summed = self._rpc in _SUMMED
+        round_ = self._engine.rounds.round if summed else self._round
+        for direction in ("up", "down"):
+            self._engine.recorder.traffic(
+                Traffic(
+                    round=round_,
+                    client=self.client,
+                    direction=direction,
+                    rpc=self._rpc,
+                    payload_bytes=self._payload[direction],
+                    message_bytes=self._message[direction],
+                    summed=summed,
+                )
+            )
+
+    def _count(self, direction: Literal["up", "down"], message: Any, size: int) -> None:
+        self._message[direction] += size
+        # Updates and states are the two streams of this service: a header, then data.
+        streams = {"up": self._handler.request_streaming, "down": self._handler.response_streaming}
+        if streams[direction]:
+            self._payload[direction] += len(message.data)
+
+    def _check_certificate(self) -> None:
+        if self._certificate is not None and self.client not in self._certificate:
+            shown = ", ".join(sorted(self._certificate)) or "nobody"
+            raise IdentityMismatch(
+                f"the client goes by {self.client}, its certificate is for {shown}"
+            )
+
+
+def _names(context: Context) -> frozenset[str]:
+    """Common and alternative names of the peer's certificate."""
+    shown = context.auth_context()
+    values: list[bytes] = []
+    for key in ("x509_common_name", "x509_subject_alternative_name"):
+        values.extend(shown.get(key, ()))
+    return frozenset(value.decode("utf-8", "replace") for value in values)

@@ -1,0 +1,288 @@
+"""What a run leaves in its directory for people, besides the journal.
+
+    metrics.jsonl     one line a closed round
+    comm.jsonl        one line a call and direction; polls and heartbeats one a round
+    tensorboard/      the metrics as scalars, and sample grids
+    samples.png       the latest grid
+    model.prism       the generator, as of the latest grid
+
+Everything runs in one thread of low priority, in order, so that no round waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from common.config import RunConfig
+from common.errors import ModelFileError
+from common.model.export import build_model, load_model
+from common.model.grid import image_grid, save_grid
+from common.state import PROB_ONE, GlobalState, entropy_bits, sigma
+from server.frames import write_atomically
+
+SAMPLES: Final = 64
+_NICE: Final = 10
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One closed round.
+
+    Attributes:
+        round: that was closed.
+        lam: MADA's lambda; None where the method has none.
+        density: mean theta; None for a method that trains weights.
+        entropy_bits: mean entropy of the mask, bits a parameter; likewise.
+        clients: updates that went in.
+        loss: mean of what the clients reported; None if nobody did.
+        seconds: from opening to closing.
+    """
+
+    round: int
+    lam: float | None
+    density: float | None
+    entropy_bits: float | None
+    clients: int
+    loss: float | None
+    seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        state: GlobalState,
+        lam: float | None,
+        clients: int,
+        losses: list[float],
+        seconds: float,
+    ) -> Metrics:
+        """Measure the state that closing a round made."""
+        masked = state.values.dtype == np.int16
+        return cls(
+            round=state.round - 1,
+            lam=lam,
+            density=float(sigma(state.scores).mean() / PROB_ONE) if masked else None,
+            entropy_bits=entropy_bits(state.scores) if masked else None,
+            clients=clients,
+            loss=sum(losses) / len(losses) if losses else None,
+            seconds=round(seconds, 3),
+        )
+
+    def line(self) -> dict[str, Any]:
+        """The line of metrics.jsonl."""
+        return {
+            "round": self.round,
+            "lambda": self.lam,
+            "density": self.density,
+            "entropy_bits": self.entropy_bits,
+            "clients": self.clients,
+            "loss": self.loss,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one call moved in one direction.
+
+    Attributes:
+        round: that the call belonged to.
+        client: name; empty where the caller has none.
+        direction: "up" is from the client to the server.
+        rpc: name of the method.
+        payload_bytes: of updates and states, as their codecs made them.
+        message_bytes: of the protobuf messages.
+        summed: whether to add the round's calls up and write them as one line.
+    """
+
+    round: int
+    client: str
+    direction: Literal["up", "down"]
+    rpc: str
+    payload_bytes: int
+    message_bytes: int
+    summed: bool = False
+
+
+class Recorder:
+    """The files of one run directory.
+
+    Args:
+        out: the run directory.
+        config: the run.
+        round_: the round that the server (re)starts at; later lines of metrics are cut.
+        last: the metrics of the round before, written if a crash lost them.
+    """
+
+    def __init__(
+        self, out: Path, config: RunConfig, round_: int, last: dict[str, Any] | None
+    ) -> None:
+        self._out = out
+        self._config = config
+        _cut_lines(out / "metrics.jsonl", lambda line: line["round"] < round_)
+        _cut_lines(out / "comm.jsonl", lambda _: True)
+        self._metrics = (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._comm = (out / "comm.jsonl").open("a", encoding="utf-8", buffering=1)
+        if last is not None and _last_round(out / "metrics.jsonl") != last["round"]:
+            self._metrics.write(json.dumps(last) + "\n")
+        self._sums: dict[tuple[int, str, str, str], list[int]] = {}
+        self._events: SummaryWriter | None = None
+        self._wanted: GlobalState | None = None
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "recorder", initializer=_lower_priority)
+        self._do(self._open_events, round_)
+
+    def traffic(self, traffic: Traffic) -> None:
+        """Note a call."""
+        self._do(self._write_traffic, traffic)
+
+    def closed(self, metrics: Metrics, state: GlobalState) -> None:
+        """Note a closed round, and draw samples if it is time."""
+        self._do(self._write_metrics, metrics)
+        every = self._config.output.sample_every
+        if state.round == self._config.rounds or (every and state.round % every == 0):
+            self._draw_soon(state)
+
+    def finish(self, state: GlobalState) -> None:
+        """Make sure that the final model is there, whatever an earlier life left undone."""
+        try:
+            done = load_model(self._out / "model.prism").round == state.round
+        except ModelFileError:
+            done = False
+        if not done:
+            self._draw_soon(state)
+
+    def close(self) -> None:
+        """Write what is still to be written, and close the files."""
+        self._do(self._write_sums)
+        self._thread.shutdown(wait=True)
+        if self._events is not None:
+            self._events.close()
+        self._metrics.close()
+        self._comm.close()
+
+    def _do(self, job: Callable[..., None], *args: object) -> None:
+        self._thread.submit(job, *args).add_done_callback(_report)
+
+    def _open_events(self, round_: int) -> None:
+        self._events = SummaryWriter(str(self._out / "tensorboard"), purge_step=round_)
+
+    def _write_traffic(self, traffic: Traffic) -> None:
+        if traffic.summed:
+            key = (traffic.round, traffic.client, traffic.direction, traffic.rpc)
+            entry = self._sums.setdefault(key, [0, 0, 0])
+            for i, value in enumerate((traffic.payload_bytes, traffic.message_bytes, 1)):
+                entry[i] += value
+            return
+        self._write_comm(
+            traffic.round,
+            traffic.client,
+            traffic.direction,
+            traffic.rpc,
+            [traffic.payload_bytes, traffic.message_bytes, 1],
+        )
+
+    def _write_sums(self) -> None:
+        for (round_, client, direction, rpc), sums in self._sums.items():
+            self._write_comm(round_, client, direction, rpc, sums)
+        self._sums.clear()
+
+    def _write_comm(
+        self, round_: int, client: str, direction: str, rpc: str, sums: list[int]
+    ) -> None:
+        line = {
+            "round": round_,
+            "client": client,
+            "direction": direction,
+            "rpc": rpc,
+            "payload_bytes": sums[0],
+            "message_bytes": sums[1],
+            "calls": sums[2],
+        }
+        self._comm.write(json.dumps(line) + "\n")
+
+    def _write_metrics(self, metrics: Metrics) -> None:
+        self._write_sums()
+        line = metrics.line()
+        self._metrics.write(json.dumps(line) + "\n")
+        if self._events is not None:
+            for name, value in line.items():
+                if name != "round" and value is not None:
+                    self._events.add_scalar(name, value, metrics.round)
+
+    def _draw_soon(self, state: GlobalState) -> None:
+        """Draw samples of a state, or of a later one that comes before their turn."""
+        with self._lock:
+            queued, self._wanted = self._wanted is not None, state
+        if not queued:
+            self._do(self._draw)
+
+    def _draw(self) -> None:
+        with self._lock:
+            state, self._wanted = self._wanted, None
+        if state is None:
+            return
+        model = build_model(self._config, state)
+        images = model.sample(SAMPLES, seed=0)
+        save_grid(images, self._out / "samples.png")
+        if self._events is not None:
+            self._events.add_image("samples", image_grid(images), state.round)
+            self._events.flush()
+        model.save(self._out / "model.prism")
+        log.info("samples of round %d: %s", state.round, self._out / "samples.png")
+
+
+def _report(future: Future[None]) -> None:
+    """A file that cannot be written is no reason to stop the rounds, but one to say so."""
+    error = future.exception()
+    if error is not None:
+        log.error("could not write the run's outputs: %s", error, exc_info=error)
+
+
+def _lower_priority() -> None:
+    # On Linux the priority is a thread's own, and the threads that it starts inherit it.
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+
+def _cut_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the lines that are not to be kept, and what a crash left unreadable."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    kept = b"".join(
+        line
+        for line in data.splitlines(keepends=True)
+        if (content := _read_line(path, line)) is not None and keep(content)
+    )
+    if kept != data:
+        write_atomically(path, kept)
+
+
+def _read_line(path: Path, line: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        log.warning("%s: dropped a line that was not written whole", path)
+        return None
+    return content
+
+
+def _last_round(path: Path) -> int | None:
+    lines = path.read_bytes().splitlines()
+    return int(json.loads(lines[-1])["round"]) if lines else None

@@ -1,0 +1,271 @@
+"""The contract's RPCs: protobuf in, domain objects through the engine, protobuf out.
+
+No policy lives here. What a header may say is fixed by the run's layout and checked before
+a byte of the payload is kept; what may happen when is the state machine's business. Errors
+of the tree become statuses in `interceptors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
+from typing import Final
+
+from common import PROTOCOL_VERSION
+from common.codecs import (
+    MaskCodec,
+    ScoreCodec,
+    WeightCodec,
+    mask_codec,
+    score_codec,
+    weight_codec,
+)
+from common.errors import PayloadError, PayloadTooLarge, ProtocolError, RunMismatch
+from common.fingerprint import Fingerprint
+from common.layout import SegmentSpec, update_layout
+from common.rpc.prism.v1 import federation_pb2 as pb
+from common.rpc.prism.v1.federation_pb2_grpc import FederationServicer
+from common.steps import StateStep
+from server.engine import Engine
+from server.events import Assignment, Finished, Ticket
+from server.interceptors import Context, session_of
+from server.members import check_identity
+
+CHUNK_BYTES: Final = 64 * 1024
+MAX_WAIT_SECONDS: Final = 60.0
+_KINDS: Final = {
+    "mask": pb.SEGMENT_KIND_MASK,
+    "score": pb.SEGMENT_KIND_SCORE,
+    "weight": pb.SEGMENT_KIND_WEIGHT,
+}
+_CODECS: Final[dict[str, Callable[[str], MaskCodec | ScoreCodec | WeightCodec]]] = {
+    "mask": mask_codec,
+    "score": score_codec,
+    "weight": weight_codec,
+}
+_STATE_CODECS: Final = {
+    "keyframe": frozenset({pb.STATE_CODEC_KEYFRAME}),
+    "exact": frozenset({pb.STATE_CODEC_KEYFRAME_ENTROPY, pb.STATE_CODEC_EXACT}),
+    "error-feedback": frozenset({pb.STATE_CODEC_KEYFRAME_ENTROPY, pb.STATE_CODEC_ERROR_FEEDBACK}),
+}
+
+
+class FederationService(FederationServicer):
+    """See `proto/prism/v1/federation.proto` for what each RPC does and raises."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._config = engine.config
+        self._layout = update_layout(engine.config)
+        # A poll renews the lease, so polling alone must keep a client alive.
+        self._longest_wait = min(MAX_WAIT_SECONDS, engine.config.round.lease_seconds / 2)
+
+    async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:  # noqa: ARG002, N802
+        """Teach the run, or enrol a client in it."""
+        if request.protocol_version != PROTOCOL_VERSION:
+            raise RunMismatch(
+                f"the server speaks protocol {PROTOCOL_VERSION}, the client "
+                f"{request.protocol_version}: install the same version on both"
+            )
+        check_identity(request.client_name, request.instance)
+        response = pb.JoinResponse(
+            config_toml=self._config.to_toml(),
+            fingerprint=_fingerprint(self._engine.fingerprint),
+            lease_seconds=self._config.round.lease_seconds,
+            partition_count=self._config.data.clients,
+        )
+        if request.HasField("fingerprint"):
+            self._check_peer(request)
+            response.session, partition = await self._engine.join(
+                request.client_name, request.instance, request.wants_partition
+            )
+            if request.wants_partition and partition is not None:
+                response.partition_index = partition
+        response.round = self._engine.rounds.round
+        return response
+
+    async def AwaitRound(  # noqa: N802
+        self, request: pb.AwaitRoundRequest, context: Context
+    ) -> pb.AwaitRoundResponse:
+        """Answer as soon as there is something to do."""
+        if not request.wait_seconds >= 0:
+            raise ProtocolError("wait_seconds is a number of seconds, 0 or more")
+        seconds = min(request.wait_seconds, self._longest_wait)
+        outcome = await self._engine.await_round(session_of(context), seconds)
+        digest = self._engine.broadcast.digest
+        if isinstance(outcome, Assignment):
+            return pb.AwaitRoundResponse(
+                assignment=pb.Assignment(
+                    round=outcome.round,
+                    state_digest=digest,
+                    rank=outcome.rank,
+                    cohort_size=outcome.cohort_size,
+                    deadline_seconds=outcome.seconds_left,
+                )
+            )
+        if isinstance(outcome, Finished):
+            return pb.AwaitRoundResponse(
+                finished=pb.Finished(round=outcome.round, state_digest=digest)
+            )
+        return pb.AwaitRoundResponse(
+            wait=pb.Wait(
+                reason=outcome.reason, live_clients=outcome.live, min_clients=outcome.needed
+            )
+        )
+
+    async def FetchState(  # noqa: N802
+        self,
+        request: pb.FetchStateRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.StateChunk]:
+        """Stream what the client lacks of the current state."""
+        held = (request.held_round, request.held_digest) if request.holds_state else None
+        steps = self._engine.steps(request.round, held)
+        header = pb.StateHeader(round=request.round, state_digest=self._engine.broadcast.digest)
+        header.steps.extend(_step(step) for step in steps)
+        yield pb.StateChunk(header=header)
+        for step in steps:
+            for start in range(0, len(step.payload), CHUNK_BYTES):
+                yield pb.StateChunk(data=step.payload[start : start + CHUNK_BYTES])
+
+    async def SubmitUpdate(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.UpdateChunk], context: Context
+    ) -> pb.SubmitUpdateResponse:
+        """Take in one update; acknowledged means durable."""
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise PayloadError("an update begins with its header")
+        header = first.header
+        sizes = self._check_header(header)
+        ticket = await self._engine.claim(
+            session_of(context),
+            header.round,
+            (header.rank, header.cohort_size),
+            header.payload_digest,
+        )
+        if ticket is None:
+            return pb.SubmitUpdateResponse(round=header.round, duplicate=True)
+        try:
+            payload = await self._receive(request_iterator, ticket, sum(sizes))
+            loss = header.report.loss if math.isfinite(header.report.loss) else None
+            await self._engine.submit(ticket, payload, sizes, loss)
+        finally:
+            self._engine.rounds.release(ticket)
+        return pb.SubmitUpdateResponse(round=header.round)
+
+    async def Heartbeat(  # noqa: N802
+        self,
+        request: pb.HeartbeatRequest,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
+    ) -> pb.HeartbeatResponse:
+        """Say how long the lease is; that it was asked has renewed it."""
+        return pb.HeartbeatResponse(lease_seconds=self._config.round.lease_seconds)
+
+    async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:  # noqa: ARG002, N802
+        """End the session."""
+        await self._engine.leave(session_of(context))
+        return pb.LeaveResponse()
+
+    async def GetStatus(  # noqa: N802
+        self,
+        request: pb.GetStatusRequest,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
+    ) -> pb.GetStatusResponse:
+        """Say where the run stands."""
+        rounds = self._engine.rounds
+        names = sorted({*self._engine.live(), *rounds.cohort})
+        return pb.GetStatusResponse(
+            run_name=self._config.name,
+            fingerprint=_fingerprint(self._engine.fingerprint),
+            phase=rounds.phase.value,
+            round=rounds.round,
+            rounds=self._config.rounds,
+            state_digest=self._engine.broadcast.digest,
+            clients=[
+                pb.ClientStatus(
+                    name=name,
+                    in_cohort=name in rounds.cohort,
+                    submitted=name in rounds.submitted,
+                )
+                for name in names
+            ],
+        )
+
+    def _check_peer(self, request: pb.JoinRequest) -> None:
+        """Refuse a client that could not take part; raises RunMismatch."""
+        theirs = request.fingerprint
+        self._engine.fingerprint.check(
+            Fingerprint(
+                theirs.run_id,
+                theirs.seed,
+                theirs.dimension,
+                theirs.weights_digest,
+                theirs.tables_digest,
+            )
+        )
+        needed = {_codec(segment).wire for segment in self._layout}
+        if lacking := needed - set(request.codecs):
+            names = ", ".join(pb.Codec.Name(pb.Codec.ValueType(wire)) for wire in sorted(lacking))
+            raise RunMismatch(f"the client lacks what updates of this run are coded with: {names}")
+        if unread := _STATE_CODECS[self._config.codec.down] - set(request.state_codecs):
+            names = ", ".join(pb.StateCodec.Name(codec) for codec in sorted(unread))
+            raise RunMismatch(f"the client lacks what states of this run are coded with: {names}")
+
+    def _check_header(self, header: pb.UpdateHeader) -> tuple[int, ...]:
+        """Payload bytes of each segment, all within what this run can need.
+
+        Raises:
+            RunMismatch, PayloadError, PayloadTooLarge: see the contract.
+        """
+        if header.run_id != self._engine.fingerprint.run_id:
+            raise RunMismatch("the update is for another run: join again")
+        if len(header.payload_digest) != hashlib.sha256().digest_size:
+            raise PayloadError("payload_digest is not a SHA-256")
+        expected = [
+            (_KINDS[spec.kind], _codec(spec).wire, spec.offset, spec.count) for spec in self._layout
+        ]
+        given = [(s.kind, s.codec, s.offset, s.count) for s in header.segments]
+        if given != expected:
+            raise PayloadError("the segments are not those of this run: wrong kind, codec or range")
+        for spec, segment in zip(self._layout, header.segments, strict=True):
+            most = _codec(spec).max_bytes(spec.count)
+            if segment.payload_bytes > most:
+                raise PayloadTooLarge(
+                    f"a {spec.kind} segment of {segment.payload_bytes} bytes; "
+                    f"{spec.codec} of {spec.count} parameters takes at most {most}"
+                )
+        return tuple(segment.payload_bytes for segment in header.segments)
+
+    async def _receive(
+        self, chunks: AsyncIterator[pb.UpdateChunk], ticket: Ticket, total: int
+    ) -> bytes:
+        """The payload, whole; raises PayloadError, or what `Rounds.check` raises."""
+        payload = bytearray()
+        async for chunk in chunks:
+            self._engine.rounds.check(ticket)
+            if chunk.WhichOneof("part") != "data":
+                raise PayloadError("an update has one header, then data")
+            if len(payload) + len(chunk.data) > total:
+                raise PayloadError(f"more than the {total} bytes that the header declares")
+            payload += chunk.data
+        self._engine.rounds.check(ticket)
+        if len(payload) != total:
+            raise PayloadError(f"{len(payload)} bytes of the {total} that the header declares")
+        if hashlib.sha256(payload).digest() != ticket.digest:
+            raise PayloadError("the payload does not match its digest: damaged on the way")
+        return bytes(payload)
+
+
+def _codec(segment: SegmentSpec) -> MaskCodec | ScoreCodec | WeightCodec:
+    return _CODECS[segment.kind](segment.codec)
+
+
+def _fingerprint(fingerprint: Fingerprint) -> pb.Fingerprint:
+    return pb.Fingerprint(**asdict(fingerprint))
+
+
+def _step(step: StateStep) -> pb.StateStep:
+    codec = pb.StateCodec.ValueType(step.codec)
+    return pb.StateStep(codec=codec, round=step.round, payload_bytes=len(step.payload))

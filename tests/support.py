@@ -1,0 +1,217 @@
+"""A tiny run, a real server in this process, and clients made of raw stubs."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import numpy as np
+
+from common import PROTOCOL_VERSION
+from common.config import RunConfig
+from common.fingerprint import Fingerprint
+from common.layout import update_layout
+from common.rpc.prism.v1 import federation_pb2 as pb
+from common.rpc.prism.v1.federation_pb2_grpc import FederationStub
+from common.seeding import derive
+from server.app import serve
+
+TIMEOUT = 20.0
+
+
+def tiny_config(**changes: Any) -> RunConfig:
+    """A run of a few hundred parameters; sections are given as dicts."""
+    raw: dict[str, Any] = {
+        "rounds": 3,
+        "data": {"clients": 3},
+        "model": {"width": 1, "latent": 1, "image_size": 16},
+        "round": {"lease_seconds": 60.0, "deadline_seconds": 60.0},
+        "output": {"sample_every": 0},
+    }
+    for key, value in changes.items():
+        raw[key] = {**raw.get(key, {}), **value} if isinstance(value, dict) else value
+    return RunConfig.model_validate(raw)
+
+
+@asynccontextmanager
+async def running(
+    config: RunConfig, out: Path, *, to_the_end: bool = False, **options: Any
+) -> AsyncIterator[str]:
+    """A server on a free loopback port; gives its address, and stops it or lets it finish."""
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(serve(config, "127.0.0.1:0", out, ready=port.set_result, **options))
+    await asyncio.wait({task, port}, return_when=asyncio.FIRST_COMPLETED)
+    if not port.done():
+        await task
+        raise AssertionError("the server ended before it was ready")
+    ends_itself = False
+    try:
+        yield f"127.0.0.1:{port.result()}"
+        ends_itself = to_the_end
+    finally:
+        if not ends_itself:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+class RawClient:
+    """One client without any logic of its own: what it sends is what the test says."""
+
+    def __init__(self, config: RunConfig, channel: grpc.aio.Channel, name: str) -> None:
+        self.config = config
+        self.name = name
+        self.channel = channel
+        self.stub: Any = FederationStub(channel)
+        self.session = ""
+        self.fingerprint = Fingerprint.of(config)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("prism-session", self.session),)
+
+    def join_request(self, **changes: Any) -> pb.JoinRequest:
+        f = self.fingerprint
+        fields: dict[str, Any] = {
+            "protocol_version": PROTOCOL_VERSION,
+            "client_name": self.name,
+            "instance": hashlib.md5(self.name.encode()).digest(),
+            "fingerprint": pb.Fingerprint(
+                run_id=f.run_id,
+                seed=f.seed,
+                dimension=f.dimension,
+                weights_digest=f.weights_digest,
+                tables_digest=f.tables_digest,
+            ),
+            "codecs": [v for v in pb.Codec.values() if v],
+            "state_codecs": [v for v in pb.StateCodec.values() if v],
+        }
+        return pb.JoinRequest(**{**fields, **changes})
+
+    async def join(self, **changes: Any) -> pb.JoinResponse:
+        reply = await self.stub.Join(self.join_request(**changes), timeout=TIMEOUT)
+        self.session = reply.session
+        return reply
+
+    async def await_round(self, seconds: float = 20) -> pb.AwaitRoundResponse:
+        request = pb.AwaitRoundRequest(wait_seconds=seconds)
+        return await self.stub.AwaitRound(request, metadata=self.metadata, timeout=2 * TIMEOUT)
+
+    async def assignment(self) -> pb.Assignment:
+        """Poll until there is one."""
+        while True:
+            reply = await self.await_round()
+            assert reply.WhichOneof("outcome") != "finished"
+            if reply.HasField("assignment"):
+                return reply.assignment
+
+    def payload(self, round_: int, salt: str = "") -> bytes:
+        """Random updates for every segment, the same for equal arguments."""
+        parts = []
+        for segment in update_layout(self.config):
+            key = derive(1, "test-payload", self.name, round_, segment.offset, salt)[:8]
+            draw = np.random.Generator(np.random.Philox(int.from_bytes(key, "little")))
+            if segment.kind == "mask":
+                bits = draw.integers(0, 2, segment.count, dtype=np.uint8)
+                parts.append(np.packbits(bits, bitorder="little").tobytes())
+            else:
+                scores = draw.integers(-9000, 9000, segment.count, dtype=np.int16)
+                parts.append(scores.astype("<i2").tobytes())
+        return b"".join(parts)
+
+    def header(self, assignment: pb.Assignment, payload: bytes, **changes: Any) -> pb.UpdateHeader:
+        fields: dict[str, Any] = {
+            "run_id": self.fingerprint.run_id,
+            "round": assignment.round,
+            "rank": assignment.rank,
+            "cohort_size": assignment.cohort_size,
+            "segments": [
+                pb.Segment(
+                    kind=pb.SEGMENT_KIND_MASK if s.kind == "mask" else pb.SEGMENT_KIND_SCORE,
+                    codec=pb.CODEC_RAW if s.kind == "mask" else pb.CODEC_INT16,
+                    offset=s.offset,
+                    count=s.count,
+                    payload_bytes=-(-s.count // 8) if s.kind == "mask" else 2 * s.count,
+                )
+                for s in update_layout(self.config)
+            ],
+            "payload_digest": hashlib.sha256(payload).digest(),
+            "report": pb.ClientReport(examples=10, loss=0.5, train_seconds=1),
+        }
+        return pb.UpdateHeader(**{**fields, **changes})
+
+    def send(self, header: pb.UpdateHeader | None, *chunks: bytes) -> Any:
+        """The call of an update, header and chunks as given."""
+
+        async def messages() -> AsyncIterator[pb.UpdateChunk]:
+            if header is not None:
+                yield pb.UpdateChunk(header=header)
+            for chunk in chunks:
+                yield pb.UpdateChunk(data=chunk)
+
+        return self.stub.SubmitUpdate(messages(), metadata=self.metadata, timeout=TIMEOUT)
+
+    async def submit(self, assignment: pb.Assignment, salt: str = "") -> pb.SubmitUpdateResponse:
+        payload = self.payload(assignment.round, salt)
+        return await self.send(self.header(assignment, payload), payload)
+
+    async def fetch(
+        self, round_: int, held: tuple[int, bytes] | None = None
+    ) -> tuple[pb.StateHeader, bytes]:
+        request = pb.FetchStateRequest(round=round_)
+        if held is not None:
+            request.holds_state = True
+            request.held_round, request.held_digest = held
+        header, data = None, b""
+        call = self.stub.FetchState(request, metadata=self.metadata, timeout=TIMEOUT)
+        async for chunk in call:
+            if chunk.HasField("header"):
+                assert header is None
+                header = chunk.header
+            data += chunk.data
+        assert header is not None
+        return header, data
+
+    async def status(self) -> pb.GetStatusResponse:
+        return await self.stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT)
+
+    async def leave(self) -> None:
+        await self.stub.Leave(pb.LeaveRequest(), metadata=self.metadata, timeout=TIMEOUT)
+
+    async def take_part(self) -> bytes:
+        """Join and submit to every round; the final digest."""
+        await self.join()
+        while True:
+            reply = await self.await_round()
+            match reply.WhichOneof("outcome"):
+                case "finished":
+                    await self.leave()
+                    return reply.finished.state_digest
+                case "assignment":
+                    await self.submit(reply.assignment)
+
+
+@asynccontextmanager
+async def clients(config: RunConfig, address: str, *names: str) -> AsyncIterator[list[RawClient]]:
+    """Raw clients on one plain channel."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield [RawClient(config, channel, name) for name in names]
+
+
+NAMES = ("ann", "bob", "cleo")
+
+
+async def whole_run(config: RunConfig, out: Path) -> bytes:
+    """A run from wherever the directory stands to its end; the final digest."""
+    async with (
+        running(config, out, to_the_end=True) as address,
+        clients(config, address, *NAMES) as all_,
+    ):
+        digests = await asyncio.gather(*(client.take_part() for client in all_))
+    assert len(set(digests)) == 1
+    return digests[0]

@@ -1,0 +1,95 @@
+"""Run configs: what is read is what is written, and mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.config import RunConfig, load_config, parse_config
+from common.errors import ConfigError
+
+CONFIGS = sorted(Path("configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    assert load_config(path).name
+
+
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    rounds=st.integers(1, 10**6),
+    alpha=st.floats(0, 1),
+    layers=st.none() | st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple),
+    data=st.sampled_from(["digits", "cifar10", "folder"]),
+)
+def test_toml_round_trip(
+    seed: int, rounds: int, alpha: float, layers: tuple[int, ...] | None, data: str
+) -> None:
+    config = RunConfig.model_validate(
+        {
+            "seed": seed,
+            "rounds": rounds,
+            "alpha": alpha,
+            "encoder": {"layers": layers},
+            "data": {"name": data},
+        }
+    )
+    again = parse_config(config.to_toml())
+    assert again == config
+    assert again.run_id() == config.run_id()
+
+
+def test_defaults_follow_from_other_keys() -> None:
+    config = parse_config('[data]\nname = "cifar10"\nclients = 7')
+    assert (config.channels, config.min_clients) == (3, 7)
+    assert parse_config("").channels == 1
+
+
+def test_run_id_tells_configs_apart() -> None:
+    assert parse_config("seed = 1").run_id() != parse_config("seed = 2").run_id()
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("roundss = 3", "roundss: unknown key"),
+        ('rounds = "many"', "rounds:"),
+        ("rounds = 0", "rounds:"),
+        ("data = 3", "data:"),
+        ('[data]\nname = "imagenet"', "data.name:"),
+        ("[train]\nlocal_step = 3", "train.local_step: unknown key"),
+        ("[model]\nimage_size = 31", "model.image_size:"),
+        ("alpha = 1.5", "alpha:"),
+        ("[codec]\ncoordinates_per_round = 0.1", "codec.coordinates_per_round"),
+        ("rounds = ", "not valid TOML"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(text: str, names: str) -> None:
+    with pytest.raises(ConfigError, match=names) as caught:
+        parse_config(text)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_each_mistake_has_its_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config('rounds = "a"\nseed = -1\ncolour = 3')
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_overrides() -> None:
+    config = parse_config("", ["train.local_steps=7", "codec.up=raw", "encoder.layers=[1, 2]"])
+    assert config.train.local_steps == 7
+    assert config.encoder.layers == (1, 2)
+    for wrong in ("rounds", "=3", "train=3", "seed.deep=1"):
+        with pytest.raises(ConfigError):
+            parse_config("seed = 1", [wrong])
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not a text file"):
+        load_config(tmp_path / "binary.toml")

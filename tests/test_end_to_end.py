@@ -1,0 +1,246 @@
+"""Whole runs over real processes and real sockets, as people start them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.config import load_config
+from common.model.architecture import Architecture
+from common.model.export import load_model
+
+TIMEOUT = 120
+TINY = """
+name = "tiny"
+rounds = 3
+[data]
+name = "digits"
+clients = 2
+[model]
+image_size = 16
+[train]
+local_steps = 2
+batch_size = 8
+[output]
+sample_every = 2
+"""
+
+
+def prism(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        **options,
+    )
+
+
+@contextmanager
+def started(log: Path, *words: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A background process that does not outlive the block."""
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli", *map(str, words)], stdout=stream, stderr=stream
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def final_digest(out: Path) -> tuple[bytes, bytes]:
+    model = load_model(out / "model.prism")
+    return model.parameters.tobytes(), model.sample(4).numpy().tobytes()
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished `prism run`."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "tiny.toml").write_text(TINY)
+    done = prism("run", folder / "tiny.toml", "--out", folder / "out")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "round 2" in done.stdout
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(tiny_run: Path) -> None:
+    out = tiny_run / "out"
+    config = load_config(out / "config.toml")
+    d = Architecture.of(config.model).dimension
+
+    metrics = jsonl(out / "metrics.jsonl")
+    assert [line["round"] for line in metrics] == [0, 1, 2]
+    for line in metrics:
+        assert 0 < line["lambda"] < 1
+        assert 0 < line["density"] < 1
+        assert 0 < line["entropy_bits"] < 1
+        assert line["clients"] == 2
+        assert line["seconds"] > 0
+
+    traffic = jsonl(out / "comm.jsonl")
+    updates = [
+        line for line in traffic if line["rpc"] == "SubmitUpdate" and line["direction"] == "up"
+    ]
+    assert len(updates) == 6
+    for line in updates:
+        assert line["payload_bytes"] == -(-d // 8)
+        assert line["payload_bytes"] < line["message_bytes"] < 1.01 * line["payload_bytes"]
+    states = [
+        line for line in traffic if line["rpc"] == "FetchState" and line["direction"] == "down"
+    ]
+    # State 0 is built from the seed; nobody sends it.
+    assert sum(line["payload_bytes"] for line in states if line["round"] == 0) == 0
+    assert sum(line["payload_bytes"] for line in states) == 2 * 2 * 2 * d
+
+    model = out / "model.prism"
+    assert model.stat().st_size <= d / 8 + 16 * 1024
+    assert (out / "samples.png").stat().st_size > 1000
+    assert list(out.glob("**/events.out.tfevents.*"))
+
+
+def test_sampling_needs_the_model_alone(tiny_run: Path, tmp_path: Path) -> None:
+    model = tiny_run / "out" / "model.prism"
+    for name in ("grid.png", "samples.npz"):
+        done = prism("sample", model, "-n", 9, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_a_finished_run_says_so(tiny_run: Path) -> None:
+    done = prism("run", tiny_run / "tiny.toml", "--out", tiny_run / "out")
+    assert done.returncode == 0, done.stderr
+    other = prism("run", tiny_run / "tiny.toml", "--out", tiny_run / "out", "--set", "seed=2")
+    assert other.returncode == 1
+    assert "another run" in other.stderr
+
+
+def serve(config: Path, out: Path, port: int) -> tuple[str | Path, ...]:
+    return ("server", config, "--bind", f"127.0.0.1:{port}", "--out", out)
+
+
+def join(port: int, folder: Path, index: int) -> tuple[str | Path, ...]:
+    return (
+        *("client", "--server", f"127.0.0.1:{port}", "--data", "digits", "--threads", "1"),
+        *("--name", f"client-{index}", "--partition", f"{index}/2"),
+        *("--state", folder / f"state-{index}"),
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_and_restarted_it_ends_the_same(
+    tiny_run: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    """Clients start before the server; then the server and a client die and come back."""
+    config, out, port = tiny_run / "tiny.toml", tmp_path / "out", free_port()
+    metrics = out / "metrics.jsonl"
+    with (
+        started(tmp_path / "c0", *join(port, tmp_path, 0)) as first,
+        started(tmp_path / "c1", *join(port, tmp_path, 1)) as second,
+    ):
+        with started(tmp_path / "s", *serve(config, out, port)) as server:
+            wait_for_line(metrics, server)
+            server.send_signal(how)
+            server.wait(TIMEOUT)
+            second.kill()
+        with (
+            started(tmp_path / "s", *serve(config, out, port)) as server,
+            started(tmp_path / "c1", *join(port, tmp_path, 1)) as again,
+        ):
+            for process in (first, again, server):
+                assert process.wait(TIMEOUT) == 0, (tmp_path / "s").read_text()
+    assert final_digest(out) == final_digest(tiny_run / "out")
+    assert [line["round"] for line in jsonl(metrics)] == [0, 1, 2]
+
+
+def wait_for_line(path: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until a file has a line; the process that writes it must be alive meanwhile."""
+    while not path.exists() or not path.read_bytes():
+        assert process.poll() is None
+        os.sched_yield()
+
+
+def test_ctrl_c_leaves_no_process(tiny_run: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    words = ("run", tiny_run / "tiny.toml", "--out", tmp_path / "out", "--set", "rounds=1000")
+    with started(log, *words) as process:
+        wait_for_line(tmp_path / "out" / "metrics.jsonl", process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == 130
+    needle = str(tmp_path / "out").encode()
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            assert needle not in entry.read_bytes(), entry
+        except OSError:
+            continue
+
+
+def test_one_clear_line_for_every_mistake(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(TINY)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"no image")
+    (tmp_path / "model").write_bytes(b"no model")
+    nobody = f"127.0.0.1:{free_port()}"
+    mistakes: list[tuple[tuple[str | Path, ...], str]] = [
+        (("run", config, "--set", "colour=3"), "colour: unknown key"),
+        (("run", config, "--set", "rounds=many"), "rounds:"),
+        (("run", tmp_path / "none.toml"), "cannot read"),
+        (("server", config, "--bind", "0.0.0.0:0", "--out", tmp_path / "o"), "--insecure"),
+        (("server", config, "--bind", "nowhere", "--out", tmp_path / "o"), "HOST:PORT"),
+        (("client", "--server", nobody, "--data", "digits", "--patience", "0"), "no answer"),
+        (("client", "--server", "a.example:1", "--data", "digits"), "--insecure"),
+        (("client", "--server", nobody, "--data", f"folder:{tmp_path}/none"), "none"),
+        (("client", "--server", nobody, "--data", f"folder:{tmp_path}/empty"), "empty"),
+        (("client", "--server", nobody, "--data", "imagenet"), "imagenet"),
+        (("client", "--server", nobody, "--data", "digits", "--partition", "3/3"), "i/N"),
+        (("client", "--server", nobody, "--data", "digits", "--device", "tpu"), "auto, cpu"),
+        (("sample", tmp_path / "model"), "not a model file"),
+        (("sample", tmp_path / "none"), "no model at"),
+        (("sample", tmp_path / "model", "--out", "a.bmp"), ".png or .npz"),
+    ]
+    for words, says in mistakes:
+        done = prism(*words)
+        assert done.returncode != 0, words
+        assert says in done.stderr, (words, done.stderr)
+        assert len(done.stderr.strip().splitlines()) == 1, (words, done.stderr)
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
+    (tmp_path / "c.toml").write_text(TINY.replace('"digits"', '"folder"').replace("= 2", "= 1", 1))
+    words = ("run", tmp_path / "c.toml", "--out", tmp_path / "out", "--set", "data.clients=1")
+    done = prism(*words, "--data", f"folder:{tmp_path}/images")
+    assert done.returncode == 1
+    assert "a.png" in done.stderr
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_a_run_on_cuda(tiny_run: Path, tmp_path: Path) -> None:
+    words = ("run", tiny_run / "tiny.toml", "--out", tmp_path / "out", "--device", "cuda")
+    assert prism(*words).returncode == 0

@@ -1,0 +1,189 @@
+"""Architecture, frozen weights, masked layers, and the exported model."""
+
+import hashlib
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.config import parse_config
+from common.errors import ModelFileError, RunMismatch
+from common.fingerprint import Fingerprint
+from common.layout import update_layout
+from common.model.architecture import Architecture, LayerSpec
+from common.model.export import build_model, load_model
+from common.model.frozen import frozen_weights, weights_digest
+from common.model.generator import batch_statistics, calibrate, generate, normalised_widths
+from common.model.grid import image_grid, save_grid
+from common.model.masked import apply_layer, sample_mask
+from common.state import GlobalState
+from common.steps import initial_state
+
+TINY = parse_config('[model]\nwidth = 2\nimage_size = 16\nlatent = 8\n[data]\nname = "digits"')
+
+KNOWN_DIGEST = "91b1b89fa4f66dc447fceef724715f94f83bdf6d1c124361ceecb335c820d67f"
+KNOWN_SIGNS = "d269bbc785bd65ebbc6d69d831b9534692f426c49e51c2f946b2a04e45803727"
+
+
+@pytest.mark.parametrize(
+    ("width", "size", "channels", "dimension"),
+    [(64, 32, 1, 3_543_616), (64, 32, 3, 3_544_768), (16, 32, 1, 418_192)],
+)
+def test_dimensions_are_the_papers(width: int, size: int, channels: int, dimension: int) -> None:
+    assert Architecture(128, width, size, channels).dimension == dimension
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+def test_layers_tile_and_images_have_their_size(size: int) -> None:
+    architecture = Architecture(8, 2, size, 3)
+    ends = [layer.offset + layer.count for layer in architecture.layers]
+    assert [layer.offset for layer in architecture.layers] == [0, *ends[:-1]]
+    weights = torch.from_numpy(frozen_weights(architecture, 1))
+    images = generate(architecture, torch.randn(3, 8), weights)
+    assert images.shape == (3, 3, size, size)
+    assert images.abs().max() <= 1
+
+
+def test_frozen_weights_known_answer() -> None:
+    """Server and client on different machines build these bits."""
+    architecture = Architecture(8, 2, 16, 1)
+    assert weights_digest(architecture, 1).hex() == KNOWN_DIGEST
+    weights = frozen_weights(architecture, 1)
+    assert hashlib.sha256(np.sign(weights).astype("<i1").tobytes()).hexdigest() == KNOWN_SIGNS
+    for layer in architecture.layers:
+        part = weights[layer.offset : layer.offset + layer.count]
+        assert np.allclose(np.abs(part), np.sqrt(2 / layer.fan_in))
+    assert abs(np.sign(frozen_weights(Architecture(128, 16, 32, 1), 1)).mean()) < 0.01
+
+
+def test_fingerprints_name_what_differs() -> None:
+    mine = Fingerprint.of(TINY)
+    mine.check(Fingerprint.of(TINY))
+    for change, message in [
+        ({"seed": 9}, "seed"),
+        ({"dimension": 3}, "3 parameters"),
+        ({"weights_digest": b""}, "weights digest"),
+        ({"tables_digest": b""}, "tables digest"),
+        ({"run_id": b""}, "run id"),
+    ]:
+        with pytest.raises(RunMismatch, match=message):
+            mine.check(replace(mine, **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "shape", "inputs"),
+    [
+        ("conv", (4, 3, 3, 3), (2, 3, 5, 5)),
+        ("transposed", (3, 4, 4, 4), (2, 3, 1, 1)),
+        ("linear", (4, 3), (2, 3)),
+    ],
+)
+def test_masked_gradients_against_the_written_out_expression(
+    kind: str, shape: tuple[int, ...], inputs: tuple[int, ...], scaled: bool
+) -> None:
+    """The backward pass is autograd's on M + (g - g.detach()), g = theta or theta^2 / 2."""
+    torch.manual_seed(0)
+    layer = LayerSpec("one", kind, shape, 3, offset=5)  # type: ignore[arg-type]
+    frozen = torch.randn(5 + layer.count + 2, dtype=torch.float64)
+    uniform, x = torch.rand(frozen.shape), torch.randn(inputs, dtype=torch.float64)
+    scores = torch.randn(frozen.shape, dtype=torch.float64, requires_grad=True)
+    mask = sample_mask(scores, uniform, scaled=scaled)
+    apply_layer(layer, x, frozen * mask).square().sum().backward()  # type: ignore[no-untyped-call]
+
+    written = scores.detach().clone().requires_grad_()
+    theta = torch.sigmoid(written)
+    surrogate = theta.square() / 2 if scaled else theta
+    hard = (uniform < theta).double() + surrogate - surrogate.detach()
+    weight = (frozen * hard)[5 : 5 + layer.count].view(shape)
+    operation = {
+        "conv": lambda: F.conv2d(x, weight, padding=1),
+        "transposed": lambda: F.conv_transpose2d(x, weight),
+        "linear": lambda: F.linear(x, weight),
+    }[kind]
+    operation().square().sum().backward()  # type: ignore[no-untyped-call]
+
+    assert torch.equal(mask.detach(), (uniform < theta).double())
+    assert scores.grad is not None
+    assert written.grad is not None
+    torch.testing.assert_close(scores.grad, written.grad)
+    assert scores.grad[:5].abs().sum() == scores.grad[-2:].abs().sum() == 0
+
+
+def test_mask_frequencies_are_the_probabilities() -> None:
+    scores = torch.tensor([-2.0, 0.0, 1.0]).repeat(40_000, 1)
+    uniform = torch.rand(scores.shape, generator=torch.Generator().manual_seed(0))
+    frequency = sample_mask(scores, uniform, scaled=True).mean(0)
+    torch.testing.assert_close(frequency, torch.sigmoid(scores[0]), atol=0.01, rtol=0)
+
+
+def test_calibrated_statistics_normalise() -> None:
+    architecture = Architecture(8, 4, 16, 1)
+    weights = torch.from_numpy(frozen_weights(architecture, 1))
+    fixed = calibrate(architecture, weights, torch.Generator().manual_seed(0))
+    assert [len(mean) for mean in fixed.means] == normalised_widths(architecture)
+    z = torch.randn(512, 8, generator=torch.Generator().manual_seed(1))
+    stored = generate(architecture, z, weights, fixed)
+    torch.testing.assert_close(
+        stored, generate(architecture, z, weights, batch_statistics), atol=0.1, rtol=0
+    )
+
+
+def test_layouts_tile_for_every_alpha() -> None:
+    for alpha in np.linspace(0, 1, 23):
+        layout = update_layout(TINY.model_copy(update={"alpha": float(alpha)}))
+        assert layout[0].offset == 0
+        assert sum(segment.count for segment in layout) == Architecture.of(TINY.model).dimension
+    assert [segment.kind for segment in layout] == ["score"]
+
+
+@pytest.mark.parametrize("mask", ["sample", "threshold"])
+def test_a_model_file_is_enough(tmp_path: Path, mask: str) -> None:
+    config = parse_config(TINY.to_toml(), [f"output.mask={mask}"])
+    path = tmp_path / "model.prism"
+    built = build_model(config, initial_state(config))
+    built.save(path)
+    loaded = load_model(path)
+    assert torch.equal(loaded.sample(5, seed=3), built.sample(5, seed=3))
+    assert not torch.equal(loaded.sample(5, seed=3), loaded.sample(5, seed=4))
+    assert loaded.sample(300).shape == (300, 1, 16, 16)
+    assert loaded.sample(0).shape == (0, 1, 16, 16)
+    assert path.stat().st_size <= Architecture.of(config.model).dimension / 8 + 16 * 1024
+
+
+def test_trained_weights_are_exported_too(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=Architecture.of(TINY.model).dimension)
+    state = GlobalState(3, weights.astype(np.float32))
+    build_model(TINY, state).save(tmp_path / "m")
+    assert load_model(tmp_path / "m").sample(2).shape == (2, 1, 16, 16)
+
+
+def test_every_damaged_model_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.prism"
+    build_model(TINY, initial_state(TINY)).save(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = [whole[:cut] for cut in (0, 4, 100, len(whole) // 2, len(whole) - 1)]
+    for position in rng.integers(0, len(whole), 60):
+        broken = bytearray(whole)
+        broken[position] ^= 1 << int(rng.integers(8))
+        damaged.append(bytes(broken))
+    damaged += [whole + b"x", struct.pack("<Q", 2**62) + whole[8:], b"{}" * 50]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ModelFileError) as caught:
+            load_model(path)
+        assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ModelFileError, match="no model at"):
+        load_model(tmp_path / "none.prism")
+
+
+def test_grids(tmp_path: Path) -> None:
+    images = torch.full((5, 3, 4, 4), 9, dtype=torch.uint8)
+    assert image_grid(images, columns=2).shape == (3, 20, 14)
+    save_grid(images, tmp_path / "grid.png")
+    assert (tmp_path / "grid.png").stat().st_size > 0

@@ -1,0 +1,226 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from common.data import load_images, open_source
+from common.encoders.inception import load_inception
+from common.encoders.lenet import Lenet, train_lenet
+from common.errors import DataError
+from common.quality import Evaluator, evaluate, frechet_distance, neighbourhood
+
+Array = np.ndarray
+
+
+def digits(size: int = 16) -> tuple[torch.Tensor, Array]:
+    source = open_source("digits")
+    assert source.labels is not None
+    return load_images(source, np.arange(len(source)), size, 1), source.labels
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lenet")
+
+
+@pytest.fixture(scope="module")
+def judge(cache: Path) -> Evaluator:
+    images, labels = digits()
+    return Evaluator(images, labels, "lenet", cache=cache)
+
+
+def noise(n: int = 300, size: int = 16, channels: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (n, channels, size, size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def clouds(n: int, m: int, dimension: int, rank: int, shift: float) -> tuple[Array, Array]:
+    rng = np.random.default_rng(n)
+    maps = rng.normal(size=(2, rank, dimension))
+    real = rng.normal(size=(n, rank)) @ maps[0]
+    other = rng.normal(size=(m, rank)) @ (maps[0] + 0.3 * maps[1]) + shift
+    return np.maximum(real, 0), np.maximum(other, 0)
+
+
+def naive_frechet(a: Array, b: Array) -> float:
+    # The usual offset: SciPy's root does not take singular matrices.
+    offset = 1e-6 * np.eye(a.shape[1])
+    cov_a, cov_b = np.cov(a.T) + offset, np.cov(b.T) + offset
+    root = scipy.linalg.sqrtm(cov_a @ cov_b)
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root.real))
+
+
+def naive_neighbourhood(real: Array, fake: Array, k: int) -> list[float]:
+    def radius(points: Array, i: int) -> float:
+        others = [np.linalg.norm(points[i] - points[j]) for j in range(len(points)) if j != i]
+        return float(sorted(others)[k - 1])
+
+    real_radii = [radius(real, i) for i in range(len(real))]
+    fake_radii = [radius(fake, i) for i in range(len(fake))]
+    near = np.array([[np.linalg.norm(r - f) for f in fake] for r in real])
+    in_real = np.array([[d < r for d in row] for row, r in zip(near, real_radii, strict=True)])
+    in_fake = np.array([[d < r for d, r in zip(row, fake_radii, strict=True)] for row in near])
+    return [
+        in_real.any(axis=0).mean(),
+        in_fake.any(axis=1).mean(),
+        in_real.sum(axis=0).mean() / k,
+        (near.min(axis=1) < real_radii).mean(),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "dimension", "shift"), [(400, 300, 20, 0.0), (500, 500, 8, 0.7), (90, 70, 3, 2.0)]
+)
+def test_frechet_agrees_with_the_naive_formula(
+    n: int, m: int, dimension: int, shift: float
+) -> None:
+    real, fake = clouds(n, m, dimension, dimension, shift)
+    expected = naive_frechet(real, fake)
+    assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_frechet_where_it_is_known_in_closed_form() -> None:
+    a = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
+    assert frechet_distance(a, a + np.array([3, 4])) == pytest.approx(25)
+    # Covariances c I and 4 c I with c = 2/3: the trace term is 2 c (1 - 2)^2.
+    assert frechet_distance(a, 2 * a) == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize("samples", [10, 60])
+def test_frechet_of_singular_covariances(samples: int) -> None:
+    real, _ = clouds(samples, 10, 100, 5, 0.0)
+    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-4 * np.trace(np.cov(real.T)))
+    assert frechet_distance(real, real + 1) == pytest.approx(100, rel=1e-3)
+    assert np.isfinite(frechet_distance(np.zeros((9, 4)), np.ones((9, 4))))
+
+
+@pytest.mark.parametrize(("n", "m", "shift"), [(70, 60, 0.0), (60, 70, 0.8), (40, 40, 30.0)])
+def test_neighbourhood_agrees_with_brute_force(n: int, m: int, shift: float) -> None:
+    real, fake = clouds(n, m, 6, 6, shift)
+    got = neighbourhood(real, fake, k=5)
+    expected = naive_neighbourhood(real, fake, 5)
+    assert list(vars(got).values()) == pytest.approx(expected, abs=1e-3)
+
+
+def test_neighbourhood_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, fake = clouds(90, 80, 6, 6, 0.5)
+    whole = neighbourhood(real, fake)
+    monkeypatch.setattr("common.quality._BLOCK", 7)
+    assert neighbourhood(real, fake) == whole
+
+
+def test_features_of_the_evaluator_agree_with_the_reference(judge: Evaluator, cache: Path) -> None:
+    """The whole path, from images to figures, against naive code on the same features."""
+    images, labels = digits()
+    generated = (images[:200].float() * 0.7).to(torch.uint8)
+    quality = judge.evaluate(generated)
+    network = train_lenet(images, labels, 1, cache)
+    real, fake = (
+        network.features(x.float() / 127.5 - 1).double().numpy() for x in (images, generated)
+    )
+    assert quality.distance == pytest.approx(naive_frechet(real, fake), rel=1e-3)
+    assert quality.distance_name == "FD (lenet)"
+    assert (quality.real, quality.generated) == (1498, 200)
+
+
+def test_lenet_tells_digits_from_noise(judge: Evaluator) -> None:
+    images, labels = digits()
+    same, other = judge.evaluate(images), judge.evaluate(noise())
+    assert same.distance < 1e-6 * other.distance
+    assert same.classified is not None
+    assert same.classified.classifier_accuracy > 0.95
+    assert same.classified.classes_covered == 10
+    assert same.classified.confidence > 0.95
+    assert same.neighbourhood.coverage == 1
+    assert other.neighbourhood.coverage < 0.1
+    one_class = judge.evaluate(images[torch.from_numpy(labels) == 3]).classified
+    assert one_class is not None
+    assert one_class.classes_covered == 1
+    assert one_class.shares[3] > 0.95
+    flat = same.as_dict()
+    assert flat["FD (lenet)"] == same.distance
+    assert {"precision", "recall", "density", "coverage", "classes_covered"} <= flat.keys()
+
+
+def test_lenet_is_kept_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.encoders.lenet._IMAGES_SEEN", 500)
+    images, labels = digits()
+    images, labels = images[:60], labels[:60]
+    steps: list[tuple[int, int]] = []
+
+    def train() -> Lenet:
+        steps.clear()
+        return train_lenet(images, labels, 1, tmp_path, lambda *at: steps.append(at))
+
+    trained = train()
+    assert steps[-1][0] == steps[-1][1] == len(steps)
+    again = train()
+    assert not steps
+    assert torch.equal(trained.fc3.weight, again.fc3.weight)
+    assert trained.accuracy == again.accuracy
+    (entry,) = tmp_path.iterdir()
+    entry.write_bytes(b"damaged")
+    assert torch.equal(train().fc3.weight, trained.fc3.weight), "trained anew, and equally"
+    assert steps
+    train_lenet(images, labels, 2, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_small_features_need_no_labels() -> None:
+    images, _ = digits(32)
+    quality = evaluate(images[:200], images[200:500], features="small")
+    far = evaluate(noise(200, 32), images[200:500], features="small")
+    assert quality.distance_name == "FD (small)"
+    assert quality.classified is None
+    assert quality.distance < far.distance / 10
+
+
+@pytest.mark.parametrize(
+    ("features", "labelled", "message"),
+    [
+        ("pixels", True, "known are lenet, small, inception"),
+        ("lenet", False, "need labelled images"),
+        ("lenet", True, "cannot train the lenet classifier"),
+    ],
+)
+def test_features_that_cannot_be_had(features: str, labelled: bool, message: str) -> None:
+    labels = np.zeros(30, dtype=np.int64) if labelled else None
+    with pytest.raises(DataError, match=message):
+        evaluate(noise(30), noise(30), labels, features)
+
+
+def test_inception_without_its_weights(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="do not exist"):
+        load_inception(torch.device("cpu"), tmp_path / "missing.pth")
+
+
+def test_inception_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(DataError, match="pip install torch-fidelity"):
+        evaluate(noise(30), noise(30), features="inception")
+
+
+def test_images_that_do_not_fit() -> None:
+    with pytest.raises(DataError, match="5 real images are too few"):
+        evaluate(noise(30), noise(5))
+    with pytest.raises(DataError, match="5 generated images are too few"):
+        evaluate(noise(5), noise(30))
+    with pytest.raises(DataError, match="generated images are"):
+        evaluate(noise(30, channels=3), noise(30))
+    with pytest.raises(DataError, match="must be uint8"):
+        evaluate(noise(30).float(), noise(30))
+    with pytest.raises(DataError, match="more than 5 images"):
+        neighbourhood(np.zeros((5, 2)), np.zeros((9, 2)))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_agrees() -> None:
+    images, _ = digits(32)
+    cpu = evaluate(noise(50, 32), images[:200])
+    cuda = evaluate(noise(50, 32), images[:200], device="cuda")
+    assert cuda.distance == pytest.approx(cpu.distance, rel=1e-2)

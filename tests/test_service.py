@@ -1,0 +1,751 @@
+"""A real server on loopback, driven by raw stubs: the contract, status by status."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from support import NAMES, RawClient, clients, running, tiny_config, whole_run
+
+from common.config import RunConfig, load_config
+from common.errors import ConfigError
+from common.fingerprint import Fingerprint
+from common.model.export import load_model
+from common.rpc.prism.v1 import federation_pb2 as pb
+from common.state import GlobalState
+from common.steps import KEYFRAME, initial_state
+from server.app import serve
+from server.service import FederationService
+
+CODE = grpc.StatusCode
+
+
+async def refused(call: Awaitable[Any], code: grpc.StatusCode) -> grpc.aio.AioRpcError:
+    """The call fails with the status and with one line."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    assert raised.value.code() is code, raised.value.details()
+    assert raised.value.details() and "\n" not in raised.value.details()
+    return raised.value
+
+
+async def insist(send: Callable[[], Awaitable[pb.SubmitUpdateResponse]]) -> None:
+    """Send again while an older call of the same client, met late, takes the place."""
+    while True:
+        try:
+            await send()
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is CODE.ALREADY_EXISTS
+        else:
+            return
+
+
+@asynccontextmanager
+async def federation(
+    out: Path, config: RunConfig | None = None, joined: bool = True
+) -> AsyncIterator[list[RawClient]]:
+    """Three clients of a running server, in an open round if joined."""
+    config = config or tiny_config()
+    async with running(config, out) as address, clients(config, address, *NAMES) as all_:
+        for client in all_ if joined else ():
+            await client.join()
+        yield all_
+
+
+async def snapshot(client: RawClient, out: Path) -> tuple[bytes, dict[str, bytes]]:
+    """All that a refused call must leave as it was."""
+    status = await client.status()
+    files = {path.name: path.read_bytes() for path in (out / "journal").iterdir()}
+    return status.SerializeToString(deterministic=True), files
+
+
+# Join
+
+
+def test_join_teaches_and_enrols(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with federation(tmp_path, joined=False) as (ann, *_):
+            taught = await ann.stub.Join(ann.join_request(fingerprint=None))
+            assert (taught.session, taught.fingerprint) == ("", ann.join_request().fingerprint)
+            (tmp_path / "taught.toml").write_text(taught.config_toml)
+            assert load_config(tmp_path / "taught.toml") == ann.config
+            assert not (await ann.status()).clients
+            reply = await ann.join()
+            assert len(reply.session) >= 16 and reply.lease_seconds == 60
+            assert [c.name for c in (await ann.status()).clients] == ["ann"]
+            first = ann.session
+            await ann.join()
+            assert ann.session != first, "joining again replaces the session"
+            ann.session = first
+            await refused(ann.await_round(0), CODE.UNAUTHENTICATED)
+
+    asyncio.run(main())
+
+
+def test_join_refusals(tmp_path: Path) -> None:
+    ours = asdict(Fingerprint.of(tiny_config()))
+
+    def altered(**changes: Any) -> dict[str, Any]:
+        return {"fingerprint": pb.Fingerprint(**{**ours, **changes})}
+
+    cases: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
+        ({"protocol_version": 2}, CODE.FAILED_PRECONDITION, "protocol"),
+        (altered(seed=7), CODE.FAILED_PRECONDITION, "seed"),
+        (altered(dimension=9), CODE.FAILED_PRECONDITION, "9 parameters"),
+        (altered(weights_digest=bytes(32)), CODE.FAILED_PRECONDITION, "weights"),
+        (altered(tables_digest=bytes(32)), CODE.FAILED_PRECONDITION, "tables"),
+        (altered(run_id=bytes(32)), CODE.FAILED_PRECONDITION, "run"),
+        ({"codecs": [pb.CODEC_INT16]}, CODE.FAILED_PRECONDITION, "CODEC_RAW"),
+        ({"state_codecs": []}, CODE.FAILED_PRECONDITION, "STATE_CODEC_KEYFRAME"),
+        ({"client_name": ""}, CODE.INVALID_ARGUMENT, "name"),
+        ({"client_name": "x" * 65}, CODE.INVALID_ARGUMENT, "name"),
+        ({"client_name": "a\nb"}, CODE.INVALID_ARGUMENT, "name"),
+        ({"instance": b"short"}, CODE.INVALID_ARGUMENT, "16 bytes"),
+        ({"client_name": "ann", "instance": bytes(16)}, CODE.ALREADY_EXISTS, "ann"),
+    ]
+
+    async def main() -> None:
+        async with federation(tmp_path, joined=False) as (ann, bob, _):
+            await ann.join()
+            before = await snapshot(ann, tmp_path)
+            for changes, code, text in cases:
+                error = await refused(bob.join(**changes), code)
+                assert text in (error.details() or ""), changes
+                assert await snapshot(ann, tmp_path) == before
+
+    asyncio.run(main())
+
+
+def test_partitions_survive_a_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with federation(tmp_path, joined=False) as (ann, bob, cleo):
+            given = [(await c.join(wants_partition=True)).partition_index for c in (bob, ann)]
+            assert given == [0, 1]
+        async with federation(tmp_path, joined=False) as (ann, bob, cleo):
+            replies = [await c.join(wants_partition=True) for c in (cleo, ann, bob)]
+            assert [r.partition_index for r in replies] == [2, 1, 0]
+            assert {r.partition_count for r in replies} == {3}
+            dora = RawClient(ann.config, ann.channel, "dora")
+            await refused(dora.join(wants_partition=True), CODE.FAILED_PRECONDITION)
+            await dora.join()
+
+    asyncio.run(main())
+
+
+# Sessions
+
+
+def test_every_call_but_two_needs_a_session(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with federation(tmp_path) as (ann, bob, _):
+            assignment = await ann.assignment()
+            before = await snapshot(bob, tmp_path)
+            for session in ("", "made up"):
+                ann.session = session
+                heartbeat = ann.stub.Heartbeat(pb.HeartbeatRequest(), metadata=ann.metadata)
+                await refused(ann.await_round(0), CODE.UNAUTHENTICATED)
+                await refused(ann.fetch(0), CODE.UNAUTHENTICATED)
+                await refused(ann.submit(assignment), CODE.UNAUTHENTICATED)
+                await refused(heartbeat, CODE.UNAUTHENTICATED)
+                await ann.leave()
+                await ann.status()
+            assert await snapshot(bob, tmp_path) == before
+
+    asyncio.run(main())
+
+
+def test_a_silent_client_loses_its_lease(tmp_path: Path) -> None:
+    config = tiny_config(round={"lease_seconds": 0.4})
+
+    async def main() -> None:
+        async with federation(tmp_path, config, joined=False) as (ann, bob, _):
+            await ann.join()
+            await bob.join()
+            # Polling alone keeps a lease, however long the poll asks to wait.
+            while len((await bob.status()).clients) > 1:
+                assert (await bob.await_round(60)).HasField("wait")
+            assert [c.name for c in (await bob.status()).clients] == ["bob"]
+            await refused(ann.await_round(0), CODE.UNAUTHENTICATED)
+
+    asyncio.run(main())
+
+
+# AwaitRound and FetchState
+
+
+def test_await_round_answers_when_there_is_something_to_do(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with federation(tmp_path, joined=False) as (ann, bob, cleo):
+            await ann.join()
+            reply = await ann.await_round(0)
+            assert "1 of 3" in reply.wait.reason
+            assert (reply.wait.live_clients, reply.wait.min_clients) == (1, 3)
+            await refused(ann.await_round(-1), CODE.INVALID_ARGUMENT)
+            await refused(ann.await_round(float("nan")), CODE.INVALID_ARGUMENT)
+            poll = asyncio.create_task(ann.await_round(20))
+            await bob.join()
+            await cleo.join()
+            assignment = (await poll).assignment
+            assert (assignment.round, assignment.rank, assignment.cohort_size) == (0, 0, 3)
+            assert 0 < assignment.deadline_seconds <= 60
+            assert assignment.state_digest == initial_state(ann.config).digest()
+            await ann.submit(assignment)
+            assert "bob, cleo" in (await ann.await_round(0)).wait.reason
+
+    asyncio.run(main())
+
+
+def test_fetch_state(tmp_path: Path) -> None:
+    # Large enough for several chunks.
+    config = tiny_config(model={"width": 8, "latent": 64})
+
+    async def main() -> None:
+        async with federation(tmp_path, config) as all_:
+            ann = all_[0]
+            state = initial_state(config)
+            held = (0, state.digest())
+            header, data = await ann.fetch(0, held)
+            assert (header.state_digest, list(header.steps), data) == (held[1], [], b"")
+            for lacking in (None, (0, bytes(32)), (1, held[1])):
+                header, data = await ann.fetch(0, lacking)
+                assert [(s.codec, s.round) for s in header.steps] == [(KEYFRAME, 0)]
+                assert header.steps[0].payload_bytes == len(data) > 64 * 1024
+                assert GlobalState.from_bytes(0, data, state.dimension, "int16").digest() == held[1]
+            error = await refused(ann.fetch(1), CODE.FAILED_PRECONDITION)
+            assert ("prism-round", "0") in tuple(error.trailing_metadata() or ())
+
+            for client in all_:
+                await client.submit(await client.assignment())
+            assignment = await ann.assignment()
+            assert assignment.round == 1
+            error = await refused(ann.fetch(0, held), CODE.FAILED_PRECONDITION)
+            assert ("prism-round", "1") in tuple(error.trailing_metadata() or ())
+            _, data = await ann.fetch(1, held)
+            new = GlobalState.from_bytes(1, data, state.dimension, "int16")
+            assert new.digest() == assignment.state_digest
+
+    asyncio.run(main())
+
+
+# SubmitUpdate
+
+
+def test_submit_refusals_change_nothing(tmp_path: Path) -> None:
+    config = tiny_config(alpha=0.3)
+
+    async def main() -> None:
+        async with federation(tmp_path, config) as (ann, bob, cleo):
+            assignment = await ann.assignment()
+            payload = ann.payload(0)
+            good = ann.header(assignment, payload)
+
+            def segments(index: int, **changes: Any) -> list[pb.Segment]:
+                altered = [pb.Segment.FromString(s.SerializeToString()) for s in good.segments]
+                for name, value in changes.items():
+                    setattr(altered[index], name, value)
+                return altered
+
+            def header(**changes: Any) -> pb.UpdateHeader:
+                return ann.header(assignment, payload, **changes)
+
+            other = ann.payload(0, "other")
+            long = payload + b"\0"
+            longer = ann.header(
+                assignment,
+                long,
+                segments=segments(1, payload_bytes=good.segments[1].payload_bytes + 1),
+            )
+            less = good.segments[0].payload_bytes - 1
+            shorter = ann.header(assignment, payload[1:], segments=segments(0, payload_bytes=less))
+            padded = b"\xff" * good.segments[0].payload_bytes + payload[less + 1 :]
+            bad_bits = ann.header(assignment, padded)
+            invalid, precondition = CODE.INVALID_ARGUMENT, CODE.FAILED_PRECONDITION
+            cases: list[tuple[str, pb.UpdateHeader | None, list[bytes], grpc.StatusCode]] = [
+                ("no message", None, [], invalid),
+                ("no header", None, [payload], invalid),
+                ("another run", header(run_id=bytes(32)), [payload], precondition),
+                ("a later round", header(round=1), [payload], precondition),
+                ("another rank", header(rank=1), [payload], precondition),
+                ("another cohort", header(cohort_size=2), [payload], precondition),
+                ("no digest", header(payload_digest=b""), [payload], invalid),
+                ("no segments", header(segments=[]), [payload], invalid),
+                ("one segment", header(segments=segments(0)[:1]), [payload], invalid),
+                ("swapped", header(segments=segments(0)[::-1]), [payload], invalid),
+                ("kind", header(segments=segments(0, kind=2)), [payload], invalid),
+                ("codec", header(segments=segments(0, codec=2)), [payload], invalid),
+                ("offset", header(segments=segments(1, offset=1)), [payload], invalid),
+                ("count", header(segments=segments(1, count=1)), [payload], invalid),
+                ("too large", longer, [long], CODE.RESOURCE_EXHAUSTED),
+                (
+                    "huge",
+                    header(segments=segments(0, payload_bytes=2**63)),
+                    [payload],
+                    CODE.RESOURCE_EXHAUSTED,
+                ),
+                ("declared too short", shorter, [payload[1:]], invalid),
+                ("cut short", good, [payload[:-1]], invalid),
+                ("nothing", good, [], invalid),
+                ("more than declared", good, [payload, b"\0"], invalid),
+                ("damaged", good, [other], invalid),
+                ("bits beyond the last", bad_bits, [padded], invalid),
+                ("beyond gRPC's limit", good, [bytes(1 << 21)], CODE.RESOURCE_EXHAUSTED),
+            ]
+            before = await snapshot(ann, tmp_path)
+            for what, head, chunks, code in cases:
+                error = await refused(ann.send(head, *chunks), code)
+                if what in ("a later round", "another rank"):
+                    assert ("prism-round", "0") in tuple(error.trailing_metadata() or ()), what
+                assert await snapshot(ann, tmp_path) == before, what
+            twice = ann.stub.SubmitUpdate(metadata=ann.metadata)
+            await twice.write(pb.UpdateChunk(header=good))
+            await twice.write(pb.UpdateChunk(header=good))
+            await refused(twice, invalid)
+            assert await snapshot(ann, tmp_path) == before
+
+            # In pieces of any size it is taken, once.
+            pieces = [payload[i : i + 7] for i in range(0, len(payload), 7)]
+            reply = await ann.send(good, *pieces)
+            assert (reply.round, reply.duplicate) == (0, False)
+            before = await snapshot(ann, tmp_path)
+            assert (await ann.send(good, payload)).duplicate
+            assert (await ann.send(good)).duplicate, "the digest says enough"
+            await refused(ann.submit(assignment, "other"), CODE.ALREADY_EXISTS)
+            assert await snapshot(ann, tmp_path) == before
+
+            dora = RawClient(config, ann.channel, "dora")
+            await dora.join()
+            await refused(dora.submit(assignment), CODE.PERMISSION_DENIED)
+            assert "dora" not in "".join((await dora.await_round(0)).wait.reason)
+            for client in (bob, cleo):
+                await client.submit(await client.assignment())
+            while (await ann.status()).round == 0:
+                await ann.await_round(20)
+            error = await refused(ann.send(good, payload), CODE.FAILED_PRECONDITION)
+            assert ("prism-round", "1") in tuple(error.trailing_metadata() or ())
+
+    asyncio.run(main())
+
+
+def test_same_update_at_the_same_time_goes_in_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with federation(tmp_path) as (ann, *_):
+            assignment = await ann.assignment()
+            calls = [ann.submit(assignment) for _ in range(8)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            fresh = [r for r in results if isinstance(r, pb.SubmitUpdateResponse)]
+            assert sum(not r.duplicate for r in fresh) <= 1
+            for error in results:
+                if isinstance(error, grpc.aio.AioRpcError):
+                    assert error.code() is CODE.ALREADY_EXISTS, "a newer call took over"
+            assert fresh, "the newest call gets through"
+            assert (await ann.submit(assignment)).duplicate
+            log = (tmp_path / "journal" / "round-000000.log").read_bytes()
+            assert log.count(b'"kind": "update"') == 1
+
+    asyncio.run(main())
+
+
+def test_different_updates_at_the_same_time_leave_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with federation(tmp_path) as (ann, *_):
+            assignment = await ann.assignment()
+            calls = [ann.submit(assignment, salt=str(i)) for i in range(8)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            won = [i for i, r in enumerate(results) if isinstance(r, pb.SubmitUpdateResponse)]
+            assert len(won) == 1
+            for error in results:
+                if isinstance(error, grpc.aio.AioRpcError):
+                    assert error.code() is CODE.ALREADY_EXISTS
+            assert (await ann.submit(assignment, salt=str(won[0]))).duplicate
+            log = (tmp_path / "journal" / "round-000000.log").read_bytes()
+            assert log.count(b'"kind": "update"') == 1
+
+    asyncio.run(main())
+
+
+def test_an_upload_that_broke_off_may_be_sent_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with federation(tmp_path) as (ann, *_):
+            assignment = await ann.assignment()
+            payload = ann.payload(0)
+            header = ann.header(assignment, payload)
+            for salt in ("a", "b"):
+                broken = ann.stub.SubmitUpdate(metadata=ann.metadata)
+                await broken.write(pb.UpdateChunk(header=ann.header(assignment, salt.encode())))
+                await broken.write(pb.UpdateChunk(data=payload[:3]))
+                if salt == "a":
+                    broken.cancel()
+            await insist(lambda: ann.send(header, payload))
+            # The call that still hung is told that it is too late.
+            await broken.done_writing()
+            await refused(broken, CODE.ALREADY_EXISTS)
+
+    asyncio.run(main())
+
+
+def test_deadline_closes_with_quorum_and_reopens_without(tmp_path: Path) -> None:
+    config = tiny_config(rounds=2, round={"quorum": 0.6, "deadline_seconds": 0.5})
+
+    async def main() -> None:
+        async with federation(tmp_path, config) as (ann, bob, cleo):
+            await ann.submit(await ann.assignment())
+            # Alone it is below quorum: it is asked again, and so are the others.
+            again = await ann.assignment()
+            assert again.round == 0
+            await ann.submit(again)
+            await bob.submit(await bob.assignment())
+            while (assignment := await cleo.assignment()).round == 0:
+                poll = await ann.await_round(20)
+                if poll.HasField("assignment") and poll.assignment.round == 0:
+                    await ann.submit(poll.assignment)
+                    await bob.submit(await bob.assignment())
+            assert assignment.round == 1
+
+    asyncio.run(main())
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["clients"] == 2 and line["seconds"] >= 0.5
+
+
+# The whole
+
+
+def test_a_run_leaves_its_outputs(tmp_path: Path) -> None:
+    config = tiny_config(rounds=3, alpha=0.3, output={"sample_every": 2})
+    digest = asyncio.run(whole_run(config, tmp_path))
+    assert digest == asyncio.run(whole_run(config, tmp_path / "again"))
+    assert load_config(tmp_path / "config.toml") == config
+    lines = [json.loads(s) for s in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2]
+    for line in lines:
+        assert line["clients"] == 3 and line["loss"] == 0.5
+        assert 0 < line["lambda"] < 1 and 0.3 < line["density"] < 0.7
+        assert 0 < line["entropy_bits"] < 1 and line["seconds"] >= 0
+    assert load_model(tmp_path / "model.prism").round == 3
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert not (tmp_path / "address").exists()
+
+
+def test_bytes_are_counted_exactly(tmp_path: Path) -> None:
+    config = tiny_config(rounds=1)
+
+    async def main() -> dict[tuple[str, str, str], tuple[int, int]]:
+        sent: dict[tuple[str, str, str], tuple[int, int]] = {}
+
+        def note(rpc: str, direction: str, payload: int, *messages: Any) -> None:
+            size = sum(len(m.SerializeToString()) for m in messages)
+            old = sent.get(("ann", direction, rpc), (0, 0))
+            sent["ann", direction, rpc] = (old[0] + payload, old[1] + size)
+
+        async with federation(tmp_path, config, joined=False) as (ann, bob, cleo):
+            note("Join", "up", 0, ann.join_request())
+            note("Join", "down", 0, await ann.join())
+            await bob.join()
+            await cleo.join()
+            poll = pb.AwaitRoundRequest(wait_seconds=5)
+            for _ in range(3):
+                reply = await ann.await_round(5)
+                note("AwaitRound", "up", 0, poll)
+                note("AwaitRound", "down", 0, reply)
+            request = pb.FetchStateRequest(round=0)
+            note("FetchState", "up", 0, request)
+            async for chunk in ann.stub.FetchState(request, metadata=ann.metadata):
+                note("FetchState", "down", len(chunk.data), chunk)
+            payload = ann.payload(0)
+            header = ann.header(reply.assignment, payload)
+            note(
+                "SubmitUpdate",
+                "up",
+                len(payload),
+                pb.UpdateChunk(header=header),
+                *(pb.UpdateChunk(data=c) for c in (payload[:9], payload[9:])),
+            )
+            note("SubmitUpdate", "down", 0, await ann.send(header, payload[:9], payload[9:]))
+            await bob.submit(await bob.assignment())
+        return sent
+
+    sent = asyncio.run(main())
+    found: dict[tuple[str, str, str], tuple[int, int]] = {}
+    polls = 0
+    for line in map(json.loads, (tmp_path / "comm.jsonl").read_text().splitlines()):
+        assert line["round"] == 0
+        if line["client"] == "ann":
+            key = ("ann", line["direction"], line["rpc"])
+            assert key not in found, "one line a call, or a round"
+            found[key] = (line["payload_bytes"], line["message_bytes"])
+            polls += line["calls"] if key[1:] == ("up", "AwaitRound") else 0
+    assert found == sent
+    assert polls == 3
+    assert found["ann", "up", "SubmitUpdate"][0] == -(-tiny_dimension(config) // 8)
+
+
+def tiny_dimension(config: RunConfig) -> int:
+    return initial_state(config).dimension
+
+
+def test_finished_is_told_until_all_have_left(tmp_path: Path) -> None:
+    config = tiny_config(rounds=1)
+
+    async def main() -> None:
+        port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        server = asyncio.create_task(serve(config, "127.0.0.1:0", tmp_path, ready=port.set_result))
+        async with clients(config, f"127.0.0.1:{await port}", *NAMES) as all_:
+            for client in all_:
+                await client.join()
+            for client in all_:
+                await client.submit(await client.assignment())
+            for client in all_:
+                finished = (await client.await_round()).finished
+                assert finished.round == 1
+                header, _ = await client.fetch(1)
+                assert header.state_digest == finished.state_digest
+                assert (await client.status()).phase == "finished"
+                assert not server.done()
+                await client.leave()
+            await asyncio.wait_for(server, 30)
+
+    asyncio.run(main())
+
+
+def test_stopping_tells_those_who_wait(tmp_path: Path) -> None:
+    async def main() -> None:
+        port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        server = asyncio.create_task(
+            serve(tiny_config(), "127.0.0.1:0", tmp_path, ready=port.set_result)
+        )
+        async with clients(tiny_config(), f"127.0.0.1:{await port}", "ann") as (ann,):
+            await ann.join()
+            poll = asyncio.create_task(ann.await_round(20))
+            assert (await ann.await_round(0)).HasField("wait")
+            server.cancel()
+            await refused(poll, CODE.UNAVAILABLE)
+            with pytest.raises(asyncio.CancelledError):
+                await server
+
+    asyncio.run(main())
+
+
+def test_failures_tell_nothing_of_the_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: object) -> pb.GetStatusResponse:
+        raise RuntimeError("a secret")
+
+    async def main() -> None:
+        monkeypatch.setattr(FederationService, "GetStatus", broken)
+        async with federation(tmp_path) as (ann, *_):
+            error = await refused(ann.status(), CODE.INTERNAL)
+            assert error.details() == "the server failed; its log says how"
+            assert "a secret" in caplog.text
+            garbage = ann.channel.unary_unary("/prism.v1.Federation/Join")(b"\xff\xff\xff")
+            await refused(garbage, CODE.INVALID_ARGUMENT)
+
+    asyncio.run(main())
+
+
+def test_health_and_reflection(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            running(tiny_config(), tmp_path, reflection=True) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            for name in ("", "prism.v1.Federation"):
+                reply = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+                assert reply.status == health_pb2.HealthCheckResponse.SERVING
+            mirror: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+            asked = reflection_pb2.ServerReflectionRequest(list_services="")
+            listed = await mirror.ServerReflectionInfo(iter([asked])).read()
+            names = {s.name for s in listed.list_services_response.service}
+            assert "prism.v1.Federation" in names
+
+    asyncio.run(main())
+
+
+# Addresses and certificates
+
+
+def start_error(out: Path, bind: str = "127.0.0.1:0", **options: Any) -> str:
+    with pytest.raises(ConfigError) as raised:
+        asyncio.run(serve(tiny_config(), bind, out, **options))
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_addresses_are_refused(tmp_path: Path) -> None:
+    assert "HOST:PORT" in start_error(tmp_path, "127.0.0.1")
+    assert "--insecure" in start_error(tmp_path, "0.0.0.0:0")
+    assert "cannot listen" in start_error(tmp_path, "192.0.2.1:0", insecure=True)
+    assert not (tmp_path / "address").exists()
+
+    async def taken() -> None:
+        async with running(tiny_config(), tmp_path / "a") as address:
+            with pytest.raises(ConfigError, match="in use"):
+                await serve(tiny_config(), address, tmp_path / "b")
+            assert (tmp_path / "a" / "address").read_text() == f"{address}\n"
+
+    asyncio.run(taken())
+
+
+def test_downlinks_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    config = tiny_config(codec={"down": "exact"})
+    with pytest.raises(ConfigError, match=re.escape("codec.down")):
+        asyncio.run(serve(config, "127.0.0.1:0", tmp_path))
+
+
+class Authority:
+    """Certificates made on the spot."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+        self.ca = folder / "ca.pem"
+        self.ca.write_bytes(self._pem(self._sign(self._name, self._key.public_key(), ca=True)))
+
+    def issue(self, name: str, *also: str) -> tuple[Path, Path]:
+        """Paths of a certificate for the names, and of its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = self._sign(subject, key.public_key(), ca=False, also=also)
+        paths = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        paths[0].write_bytes(self._pem(certificate))
+        paths[1].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return paths
+
+    def channel(self, address: str, *own: Path) -> grpc.aio.Channel:
+        """A channel that trusts this authority and shows the given certificate and key."""
+        chain, key = (path.read_bytes() for path in own) if own else (None, None)
+        credentials = grpc.ssl_channel_credentials(self.ca.read_bytes(), key, chain)
+        return grpc.aio.secure_channel(address, credentials)
+
+    def _sign(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePublicKey,
+        *,
+        ca: bool,
+        also: tuple[str, ...] = (),
+    ) -> x509.Certificate:
+        now = datetime.now(UTC)
+        names: list[x509.GeneralName] = [x509.DNSName(name) for name in also]
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        )
+        if not ca:
+            names.append(x509.IPAddress(ip_address("127.0.0.1")))
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+    @staticmethod
+    def _pem(certificate: x509.Certificate) -> bytes:
+        return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def test_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("server")
+    config = tiny_config()
+
+    async def main() -> None:
+        # TLS is what makes an address off loopback acceptable.
+        port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        server = asyncio.create_task(
+            serve(
+                config,
+                "0.0.0.0:0",
+                tmp_path / "run",
+                tls_cert=cert,
+                tls_key=key,
+                ready=port.set_result,
+            )
+        )
+        address = f"127.0.0.1:{await port}"
+        async with authority.channel(address) as channel:
+            await RawClient(config, channel, "ann").join()
+        async with grpc.aio.insecure_channel(address) as channel:
+            await refused(RawClient(config, channel, "ann").join(), CODE.UNAVAILABLE)
+        server.cancel()
+        await asyncio.wait([server])
+
+    asyncio.run(main())
+
+
+def test_mutual_tls_binds_names_to_certificates(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("server")
+    options = {"tls_cert": cert, "tls_key": key, "client_ca": authority.ca}
+    config = tiny_config()
+
+    async def main() -> None:
+        async with running(config, tmp_path / "run", **options) as address:
+            async with authority.channel(address) as channel:
+                await refused(RawClient(config, channel, "ann").join(), CODE.UNAVAILABLE)
+            async with (
+                authority.channel(address, *authority.issue("ann", "other")) as hers,
+                authority.channel(address, *authority.issue("bob")) as his,
+            ):
+                ann, other = RawClient(config, hers, "ann"), RawClient(config, hers, "other")
+                bob, posing = RawClient(config, his, "bob"), RawClient(config, his, "ann")
+                for client in (ann, other, bob):
+                    await client.join()
+                error = await refused(posing.join(), CODE.PERMISSION_DENIED)
+                assert "its certificate is for" in (error.details() or "")
+                await refused(posing.join(fingerprint=None), CODE.PERMISSION_DENIED)
+                # A session is of no use to the bearer of another certificate.
+                posing.session = ann.session
+                await refused(posing.await_round(0), CODE.PERMISSION_DENIED)
+                await refused(posing.leave(), CODE.PERMISSION_DENIED)
+                assert (await ann.await_round(0)).HasField("assignment")
+
+    asyncio.run(main())
+
+
+def test_unusable_certificates_are_refused(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("server")
+    _, other = authority.issue("other")
+    missing = tmp_path / "missing.pem"
+    text = tmp_path / "text.pem"
+    text.write_text("not a certificate")
+    out = tmp_path / "run"
+    assert "belong together" in start_error(out, tls_cert=cert)
+    assert "belong together" in start_error(out, tls_key=key)
+    assert "--client-ca needs" in start_error(out, client_ca=authority.ca)
+    assert "missing.pem: No such file" in start_error(out, tls_cert=missing, tls_key=key)
+    assert "text.pem is not a PEM certificate" in start_error(out, tls_cert=text, tls_key=key)
+    assert "text.pem is not a PEM private key" in start_error(out, tls_cert=cert, tls_key=text)
+    assert "is not the key of" in start_error(out, tls_cert=cert, tls_key=other)
+    error = start_error(out, tls_cert=cert, tls_key=key, client_ca=text)
+    assert "text.pem is not a PEM certificate" in error
+    assert not out.exists()

@@ -1,0 +1,156 @@
+"""The local step against its written equations, and what survives a restart."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client.loss import Moments, MovingAverages, feature_moments, real_moments
+from client.store import ClientStore, MadeUpdate
+from client.trainer import PrismTrainer, learning_rate
+from client.transport import Report
+from client.update import encode_update
+from common.codecs import mask_codec
+from common.config import RunConfig, parse_config
+from common.data import load_images, open_source, to_unit
+from common.encoders import load_encoder
+from common.errors import StorageError
+from common.layout import mask_context, update_layout
+from common.state import SCORE_UNIT, sigma
+from common.steps import initial_state
+
+CPU = torch.device("cpu")
+TINY = parse_config(
+    "rounds = 3\n[model]\nwidth = 2\nimage_size = 16\nlatent = 8\n"
+    "[train]\nlocal_steps = 2\nbatch_size = 8"
+)
+
+
+def digits_trainer(config: RunConfig = TINY, device: torch.device = CPU) -> PrismTrainer:
+    encoder = load_encoder("small").to(device)
+    images = load_images(open_source("digits"), np.arange(40), 16, 1)
+    return PrismTrainer(config, encoder, real_moments(encoder, [images], device), device)
+
+
+def test_real_moments_are_those_of_all_images_at_once() -> None:
+    encoder = load_encoder("small")
+    images = load_images(open_source("digits"), np.arange(40), 16, 1)
+    moments = real_moments(encoder, images.split(17), CPU)
+    with torch.no_grad():
+        features = torch.cat([layer.flatten(1) for layer in encoder(to_unit(images))], dim=1)
+    torch.testing.assert_close(moments.mean, features.mean(0), atol=1e-5, rtol=1e-4)
+    expected = features.var(0, correction=0)
+    torch.testing.assert_close(moments.variance, expected, atol=1e-5, rtol=1e-4)
+    batch = feature_moments(encoder(to_unit(images)))
+    torch.testing.assert_close(batch.variance, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_batch_moments_and_their_gradients_against_autograd() -> None:
+    torch.manual_seed(0)
+    fast = torch.randn(6, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    plain = fast.detach().clone().requires_grad_()
+    a, b = torch.randn(2, 18, dtype=torch.float64)
+    moments = feature_moments([fast])
+    variance, mean = torch.var_mean(plain.flatten(1), dim=0, correction=0)
+    torch.testing.assert_close((moments.mean, moments.variance), (mean, variance))
+    (a @ moments.mean + b @ moments.variance.square()).backward()
+    (a @ mean + b @ variance.square()).backward()
+    torch.testing.assert_close(fast.grad, plain.grad)
+
+
+def test_moving_averages_by_hand() -> None:
+    """Two Adam steps written out: lr 1e-2, beta1 0.5, beta2 0.999, eps 1e-8."""
+    averages = MovingAverages(1, 1e-2, CPU)
+    v, m, u = 0.0, 0.0, 0.0
+    for t, difference in [(1, 0.5), (2, -0.3)]:
+        real = Moments(torch.tensor([difference]), torch.tensor([2 * difference]))
+        generated = Moments(torch.zeros(1, requires_grad=True), torch.zeros(1))
+        loss = averages.step(real, generated)
+        gradient = 2 * (v - difference)
+        m = 0.5 * m + 0.5 * gradient
+        u = 0.999 * u + 0.001 * gradient**2
+        v -= 1e-2 * (m / (1 - 0.5**t)) / ((u / (1 - 0.999**t)) ** 0.5 + 1e-8)
+        assert averages.mean.item() == pytest.approx(v, rel=1e-5)
+        expected = v * difference + averages.variance.item() * 2 * difference
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+        loss.backward()  # type: ignore[no-untyped-call]
+        # Only the generated moments carry a gradient, and it is minus the average.
+        assert generated.mean.grad is not None
+        assert generated.mean.grad.item() == pytest.approx(-v, rel=1e-5)
+        averages.optimiser.zero_grad()
+
+
+def test_training_is_reproducible_and_moves_the_scores() -> None:
+    state = initial_state(TINY)
+    first = digits_trainer().train(state, "a")
+    assert np.array_equal(first.scores, digits_trainer().train(state, "a").scores)
+    assert not np.array_equal(first.scores, digits_trainer().train(state, "b").scores)
+    assert not np.array_equal(first.scores, state.scores)
+    assert np.isfinite(first.loss)
+
+
+def test_a_restarted_trainer_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    state = initial_state(TINY)
+    steady = digits_trainer()
+    made = MadeUpdate(0, 0, 1, (b"payload",), Report(3, 0.5, 1.0))
+    steady.train(state, "a")
+    ClientStore(tmp_path, "a").save(b"run", steady.state_dict(), made)
+    second = copy.deepcopy(steady.train(state, "a").scores)
+
+    restarted = digits_trainer()
+    assert not np.array_equal(digits_trainer().train(state, "a").scores, second)
+    kept = ClientStore(tmp_path, None).load(b"run")
+    assert kept is not None
+    restarted.load_state_dict(kept[0])
+    assert kept[1] == made
+    assert np.array_equal(restarted.train(state, "a").scores, second)
+
+
+def test_the_store(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path / "s", None)
+    name = store.client_name()
+    assert ClientStore(tmp_path / "s", None).client_name() == name
+    assert store.load(b"run") is None
+    store.save(b"run", {}, MadeUpdate(0, 0, 1, (b"",), Report(0, 0, 0)))
+    assert store.load(b"another run") is None
+    (tmp_path / "s" / "trainer.pt").write_bytes(b"damaged")
+    with pytest.raises(StorageError, match="delete it"):
+        store.load(b"run")
+    ClientStore(None, "a").save(b"run", {}, MadeUpdate(0, 0, 1, (b"",), Report(0, 0, 0)))
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot use --state"):
+        ClientStore(tmp_path / "file", None)
+
+
+def test_learning_rate_schedule() -> None:
+    constant, cosine = TINY.train, TINY.train.model_copy(update={"learning_rate_final": 0.02})
+    assert [learning_rate(constant, t, 3) for t in range(3)] == [0.1] * 3
+    assert [learning_rate(cosine, t, 3) for t in range(3)] == pytest.approx([0.1, 0.06, 0.02])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_an_update_has_one_payload_a_segment(alpha: float) -> None:
+    config = TINY.model_copy(update={"alpha": alpha})
+    state = initial_state(config)
+    scores = np.clip(state.scores.astype(int) + 3 * SCORE_UNIT, -32768, 32767).astype(np.int16)
+    payloads = encode_update(config, state, scores, rank=0, cohort_size=1, client="a")
+    for segment, payload in zip(update_layout(config), payloads, strict=True):
+        if segment.kind == "score":
+            assert payload == scores[segment.slice].astype("<i2").tobytes()
+        else:
+            assert len(payload) == -(-segment.count // 8)
+            context = mask_context(config, state, segment, 0, 1)
+            mask = np.unpackbits(
+                mask_codec("raw").decode(payload, context), count=segment.count, bitorder="little"
+            )
+            theta = sigma(scores[segment.slice]) / 65536
+            assert abs(mask.mean() - theta.mean()) < 0.03
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_training_runs_on_cuda() -> None:
+    result = digits_trainer(device=torch.device("cuda")).train(initial_state(TINY), "a")
+    assert np.isfinite(result.loss)

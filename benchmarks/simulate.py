@@ -35,6 +35,7 @@ from common.quality import Evaluator
 from common.state import GlobalState, entropy_bits
 from common.steps import initial_state
 from server.aggregate import make_aggregator
+from server.broadcast import Broadcast
 
 REAL_IMAGES = 5000
 """At most so many real images are held against as many generated ones."""
@@ -48,12 +49,14 @@ class SimulatedRound:
         state: what the next round starts from.
         lam: MADA's lambda.
         up_bytes: payload bytes of all clients.
+        down_bytes: payload bytes that bring one client from the last state to this one.
         seconds: of the round.
     """
 
     state: GlobalState
     lam: float | None
     up_bytes: int
+    down_bytes: int
     seconds: float
 
 
@@ -69,9 +72,10 @@ def simulate(
         device: where to train.
     """
     trainers = [PrismTrainer(config, encoder, real, device) for real in moments]
-    state = initial_state(config)
+    broadcast = Broadcast(config, initial_state(config))
     for _ in range(config.rounds):
         started = time.monotonic()
+        state = broadcast.state
         aggregator = make_aggregator(config, state, len(trainers))
         up_bytes = 0
         for rank, trainer in enumerate(trainers):
@@ -83,8 +87,11 @@ def simulate(
             up_bytes += sum(len(payload) for payload in payloads)
             aggregator.fold(aggregator.decode(payloads, rank))
         closed = aggregator.close()
-        state = closed.state
-        yield SimulatedRound(state, closed.lam, up_bytes, time.monotonic() - started)
+        held = (state.round, broadcast.digest)
+        state = broadcast.publish(closed)
+        down_bytes = sum(len(step.payload) for step in broadcast.steps(held))
+        seconds = time.monotonic() - started
+        yield SimulatedRound(state, closed.lam, up_bytes, down_bytes, seconds)
 
 
 def client_moments(
@@ -134,9 +141,10 @@ def main(
         on = torch.device(device)
         encoder = load_encoder(run.encoder.name, run.encoder.layers, run.encoder.pool).to(on)
         moments = client_moments(run, source, encoder, on)
-        up_bytes, seconds = 0, 0.0
+        up_bytes, down_bytes, seconds = 0, 0, 0.0
         for done in simulate(run, encoder, moments, on):
             up_bytes += done.up_bytes
+            down_bytes += done.down_bytes * len(moments)
             seconds += done.seconds
             if done.state.round % every and done.state.round != run.rounds:
                 continue
@@ -149,7 +157,9 @@ def main(
                 "lambda": done.lam,
                 "entropy_bits": entropy_bits(done.state.scores),
                 "up_bytes": up_bytes,
-                "bits_per_parameter": 8 * done.up_bytes / len(moments) / done.state.dimension,
+                "down_bytes": down_bytes,
+                "bits_up": 8 * done.up_bytes / len(moments) / done.state.dimension,
+                "bits_down": 8 * done.down_bytes / done.state.dimension,
                 "seconds": seconds,
                 **quality,
             }

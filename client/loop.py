@@ -166,7 +166,7 @@ class Client:
         for held in (self._held, None):
             try:
                 steps = self._transport.fetch_state(assignment.round, held)
-                state = apply_steps(self._held, steps)
+                state = apply_steps(self._config, self._held, steps)
             except PayloadError as error:
                 log.warning("state of round %d: %s", assignment.round, error)
                 continue

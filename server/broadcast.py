@@ -2,23 +2,39 @@
 
 A lossy downlink makes the state that was broadcast the truth, for the server too; so what
 `publish` returns, and not what the aggregation wanted, is what the next round starts from.
+What was held back is carried over and sent when it has grown (error feedback).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 
+from common.codecs import ERROR_FEEDBACK, KEYFRAME, KEYFRAME_ENTROPY
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.state import GlobalState
-from common.steps import KEYFRAME, StateStep
+from common.steps import StateStep, exact_step, feedback_units, move_by_levels
 from server.aggregate import Closed
 
+HISTORY: Final = 16
+"""Differences kept for clients that are behind."""
 
-class Broadcast(Protocol):
+
+@dataclass(frozen=True)
+class _Link:
+    """One difference, and the digest of the state that it starts from."""
+
+    base: bytes
+    step: StateStep
+
+
+class Broadcast:
     """The downlink of one run.
 
     Attributes:
@@ -26,63 +42,83 @@ class Broadcast(Protocol):
         digest: of that state.
     """
 
-    state: GlobalState
-    digest: bytes
+    def __init__(self, config: RunConfig, state: GlobalState) -> None:
+        self._config = config
+        self._down = config.codec.down
+        if self._down != "keyframe" and state.values.dtype != np.int16:
+            raise ConfigError(
+                f'codec.down: "{self._down}" sends scores, and method "{config.method}" has none; '
+                'choose "keyframe"'
+            )
+        self.restore(state, {})
 
     def publish(self, closed: Closed) -> GlobalState:
         """Make a closed round's result the current state, as it can be sent."""
+        base = self.digest
+        if self._down == "error-feedback":
+            state, step = self._quantised(closed.state)
+            self._links.append(_Link(base, step))
+        else:
+            state = closed.state
+            if self._down == "exact" and closed.replay is not None:
+                step = exact_step(self.state, closed.replay.counts, closed.replay.lam)
+                self._links.append(_Link(base, step))
+        self._adopt(state)
+        return state
 
     def steps(self, held: tuple[int, bytes] | None) -> tuple[StateStep, ...]:
-        """What a client lacks; the shortest way there.
+        """What a client lacks; the shorter of a chain of differences and a keyframe.
 
         Args:
             held: round and digest of the state that the client holds, if any.
         """
+        if held == (self.state.round, self.digest):
+            return ()
+        keyframe = (self._keyframe,)
+        for start, link in enumerate(self._links):
+            if held == (link.step.round - 1, link.base):
+                chain = tuple(link.step for link in list(self._links)[start:])
+                return min(chain, keyframe, key=_payload_bytes)
+        return keyframe
 
     def snapshot(self) -> Mapping[str, NDArray[Any]]:
         """What `restore` needs besides the state, for the checkpoint."""
+        arrays: dict[str, NDArray[Any]] = {"residual": self._residual}
+        for link in self._links:
+            content = link.base + bytes([link.step.codec]) + link.step.payload
+            arrays[f"step.{link.step.round}"] = np.frombuffer(content, dtype=np.uint8)
+        return arrays if self._down != "keyframe" else {}
 
     def restore(self, state: GlobalState, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on from a checkpoint."""
+        self._links: deque[_Link] = deque(maxlen=HISTORY)
+        self._residual = arrays.get("residual", np.zeros(state.dimension, dtype=np.int32))
+        names = [name for name in arrays if name.startswith("step.")]
+        for name in sorted(names, key=lambda name: int(name[5:])):
+            content = arrays[name].tobytes()
+            step = StateStep(content[32], int(name[5:]), content[33:])
+            self._links.append(_Link(content[:32], step))
+        self._adopt(state)
 
-
-class KeyframeBroadcast:
-    """The whole state each round, unless the client holds it; see `Broadcast`.
-
-    Clients build state 0 from the seed, so the first round sends nothing.
-    """
-
-    def __init__(self, state: GlobalState) -> None:
-        self.restore(state, {})
-
-    def publish(self, closed: Closed) -> GlobalState:
-        """See `Broadcast`."""
-        self.restore(closed.state, {})
-        return self.state
-
-    def steps(self, held: tuple[int, bytes] | None) -> tuple[StateStep, ...]:
-        """See `Broadcast`."""
-        if held == (self.state.round, self.digest):
-            return ()
-        return (StateStep(KEYFRAME, self.state.round, self._payload),)
-
-    def snapshot(self) -> Mapping[str, NDArray[Any]]:
-        """See `Broadcast`."""
-        return {}
-
-    def restore(self, state: GlobalState, arrays: Mapping[str, NDArray[Any]]) -> None:  # noqa: ARG002
-        """See `Broadcast`."""
+    def _adopt(self, state: GlobalState) -> None:
         self.state = state
         self.digest = state.digest()
-        self._payload = state.to_bytes()
+        if self._down == "keyframe":
+            self._keyframe = StateStep(KEYFRAME.wire, state.round, state.to_bytes())
+        else:
+            payload = KEYFRAME_ENTROPY.encode(state.scores)
+            self._keyframe = StateStep(KEYFRAME_ENTROPY.wire, state.round, payload)
+
+    def _quantised(self, target: GlobalState) -> tuple[GlobalState, StateStep]:
+        """Send what of the pending difference is worth it, and carry the rest over."""
+        base = self.state
+        pending = self._residual + (target.scores.astype(np.int32) - base.scores)
+        levels = ERROR_FEEDBACK.quantise(pending, base.scores, feedback_units(self._config))
+        state = move_by_levels(self._config, base, levels)
+        self._residual = pending - (state.scores.astype(np.int32) - base.scores)
+        payload = ERROR_FEEDBACK.encode(levels, base.scores)
+        return state, StateStep(ERROR_FEEDBACK.wire, state.round, payload)
 
 
-def make_broadcast(config: RunConfig, state: GlobalState) -> Broadcast:
-    """The downlink that the config names, at a state.
-
-    Raises:
-        ConfigError: this version has no such downlink.
-    """
-    if config.codec.down != "keyframe":
-        raise ConfigError(f'codec.down: "{config.codec.down}" is not available; choose "keyframe"')
-    return KeyframeBroadcast(state)
+def _payload_bytes(steps: tuple[StateStep, ...]) -> int:
+    return sum(len(step.payload) for step in steps)

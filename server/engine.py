@@ -24,7 +24,7 @@ from common.fingerprint import Fingerprint
 from common.state import GlobalState
 from common.steps import StateStep, initial_state
 from server.aggregate import Aggregator, Closed, make_aggregator
-from server.broadcast import Broadcast, make_broadcast
+from server.broadcast import Broadcast
 from server.events import (
     Assignment,
     Claimed,
@@ -65,7 +65,7 @@ class Engine:
     def __init__(self, config: RunConfig, out: Path) -> None:
         self.config = config
         self.fingerprint = Fingerprint.of(config)
-        self.broadcast: Broadcast = make_broadcast(config, initial_state(config))
+        self.broadcast = Broadcast(config, initial_state(config))
         self._journal = Journal(out, config)
         try:
             found = self._journal.recover()

@@ -1,0 +1,117 @@
+"""The downlink: whoever is how far behind, by whichever codec, ends with the server's state."""
+
+import numpy as np
+import pytest
+
+from client.update import encode_update
+from common.codecs import KEYFRAME, KEYFRAME_ENTROPY
+from common.config import RunConfig, parse_config
+from common.errors import ConfigError, PayloadError
+from common.state import GlobalState, sigma
+from common.steps import StateStep, apply_steps, initial_state
+from server.aggregate import Closed, make_aggregator
+from server.broadcast import HISTORY, Broadcast
+
+CLIENTS = 4
+BASE = "rounds = 30\n[model]\nwidth = 4\nimage_size = 16\nlatent = 16\n[data]\nclients = 4"
+
+
+def config_of(down: str, *more: str) -> RunConfig:
+    return parse_config(BASE, [f"codec.down={down}", "codec.up=flips", *more])
+
+
+def closed_round(config: RunConfig, state: GlobalState) -> Closed:
+    """A real aggregation of clients that drift a little from the state."""
+    aggregator = make_aggregator(config, state, CLIENTS)
+    for rank in range(CLIENTS):
+        drift = np.random.default_rng([state.round, rank]).normal(0, 400, state.dimension)
+        scores = np.clip(state.scores + drift, -20000, 20000).astype(np.int16)
+        payloads = encode_update(
+            config, state, scores, rank=rank, cohort_size=CLIENTS, client=f"c{rank}"
+        )
+        aggregator.fold(aggregator.decode(payloads, rank))
+    return aggregator.close()
+
+
+@pytest.mark.parametrize("more", [(), ("codec.up=raw",), ("alpha=0.5", "mada.space=probability")])
+@pytest.mark.parametrize("down", ["keyframe", "exact", "error-feedback"])
+def test_every_lag_ends_with_the_servers_state(down: str, more: tuple[str, ...]) -> None:
+    config = config_of(down, *more)
+    broadcast = Broadcast(config, initial_state(config))
+    states = [broadcast.state]
+    states += [broadcast.publish(closed_round(config, broadcast.state)) for _ in range(5)]
+    assert broadcast.steps((5, states[5].digest())) == ()
+    for held in states[:-1]:
+        steps = broadcast.steps((held.round, held.digest()))
+        assert apply_steps(config, held, steps).digest() == broadcast.digest
+    for held in (None, (3, b"another state"), (99, states[3].digest())):
+        (keyframe,) = broadcast.steps(held)
+        assert keyframe.codec in (KEYFRAME.wire, KEYFRAME_ENTROPY.wire)
+        assert apply_steps(config, states[0], [keyframe]).digest() == broadcast.digest
+    (last,) = broadcast.steps((4, states[4].digest()))
+    raw = 2 * states[0].dimension
+    assert len(last.payload) == raw if down == "keyframe" else len(last.payload) < raw / 3
+
+
+@pytest.mark.parametrize("down", ["keyframe", "exact", "error-feedback"])
+def test_a_restart_changes_nothing(down: str) -> None:
+    config = config_of(down)
+    broadcast = Broadcast(config, initial_state(config))
+    for _ in range(3):
+        broadcast.publish(closed_round(config, broadcast.state))
+    again = Broadcast(config, initial_state(config))
+    again.restore(broadcast.state, broadcast.snapshot())
+    held = (0, initial_state(config).digest())
+    assert again.steps(held) == broadcast.steps(held)
+    closed = closed_round(config, broadcast.state)
+    assert again.publish(closed).digest() == broadcast.publish(closed).digest()
+
+
+def test_error_feedback_loses_nothing_in_the_long_run() -> None:
+    """Held at one target, the broadcast state ends within half a step of it everywhere."""
+    config = config_of("error-feedback")
+    broadcast = Broadcast(config, initial_state(config))
+    target = closed_round(config, broadcast.state).state
+    broadcast.publish(Closed(target, None, CLIENTS))
+    first = np.abs(target.scores.astype(int) - broadcast.state.scores)
+    assert first.any()
+    for _ in range(40):
+        # The aggregation asks for no further move from where the clients are.
+        broadcast.publish(Closed(GlobalState(0, broadcast.state.scores), None, CLIENTS))
+    left = np.abs(target.scores.astype(int) - broadcast.state.scores)
+    theta = sigma(broadcast.state.scores) / 65536
+    step = config.codec.error_feedback_step * 2048 / 2 / np.sqrt(theta * (1 - theta))
+    assert (left <= 0.76 * step + 1).all()
+
+
+def test_the_history_is_bounded() -> None:
+    config = config_of("exact")
+    broadcast = Broadcast(config, initial_state(config))
+    first = broadcast.digest
+    for _ in range(HISTORY + 2):
+        broadcast.publish(closed_round(config, broadcast.state))
+    (keyframe,) = broadcast.steps((0, first))
+    assert keyframe.codec == KEYFRAME_ENTROPY.wire
+
+
+def test_damaged_steps_are_refused() -> None:
+    for down in ("exact", "error-feedback"):
+        config = config_of(down)
+        start = initial_state(config)
+        broadcast = Broadcast(config, start)
+        broadcast.publish(closed_round(config, start))
+        (step,) = broadcast.steps((0, start.digest()))
+        for cut in range(0, len(step.payload), max(1, len(step.payload) // 40)):
+            with pytest.raises(PayloadError):
+                apply_steps(config, start, [StateStep(step.codec, 1, step.payload[:cut])])
+        with pytest.raises(PayloadError, match="does not start"):
+            apply_steps(config, start, [StateStep(step.codec, 2, step.payload)])
+        with pytest.raises(PayloadError, match="no state codec"):
+            apply_steps(config, start, [StateStep(77, 1, step.payload)])
+
+
+def test_weights_have_no_differences() -> None:
+    config = parse_config('method = "fedavg"\n[codec]\ndown = "exact"')
+    weights = GlobalState(0, np.zeros(3, dtype=np.float32))
+    with pytest.raises(ConfigError, match="keyframe"):
+        Broadcast(config, weights)

@@ -12,7 +12,7 @@ GENERATE = PYTHONWARNINGS=ignore PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" $(PRO
   --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
   common/rpc/$(PROTO)
 
-.PHONY: setup run run-mnist test test-slow check check-proto proto format clean
+.PHONY: setup run run-mnist test test-slow audit check check-proto proto format clean
 
 setup: $(READY)
 
@@ -33,6 +33,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+audit: $(READY)
+	$(BIN)/python -m benchmarks.audit
 
 check: $(READY) check-proto
 	$(BIN)/ruff check .

@@ -15,6 +15,9 @@ COMMANDS = {
     "sample": "cli.sample",
     "evaluate": "cli.evaluate",
     "partition": "cli.partition",
+    "privacy": "cli.privacy",
+    "relay": "cli.relay",
+    "comm": "cli.comm",
 }
 """Where each subcommand lives, as a function of its own name."""
 

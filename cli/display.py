@@ -115,12 +115,12 @@ class RunDisplay:
 
     def _cells(self, metrics: dict[str, Any]) -> list[str]:
         traffic = self._bytes.get(metrics["round"], {"up": 0, "down": 0})
-        lam = metrics["lambda"]
+        lam, entropy = metrics["lambda"], metrics["entropy_bits"]
         return [
             str(metrics["round"]),
             str(metrics["clients"]),
             "-" if lam is None else f"{lam:.3f}",
-            f"{metrics['entropy_bits']:.3f}",
+            "-" if entropy is None else f"{entropy:.3f}",
             _size(traffic["up"]),
             _size(traffic["down"]),
             f"{metrics['seconds']:.1f}",

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from cli.display import RunDisplay
+from cli.shaping import Shape
 from common.config import RunConfig, load_config
 from common.errors import ConfigError, PrismError
 
@@ -43,6 +44,14 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads a client; by default cores / clients.")
     ] = None,
+    relay: Annotated[
+        bool,
+        typer.Option(help="Put a metering relay before each client; counts in RUN/relay."),
+    ] = False,
+    rate: Annotated[
+        str | None, typer.Option(help="With --relay: bits a second each way, such as 1mbit.")
+    ] = None,
+    delay: Annotated[str | None, typer.Option(help="With --relay: one way, such as 50ms.")] = None,
 ) -> None:
     """Run a whole federation on this machine: one real server, N real clients, loopback gRPC.
 
@@ -53,6 +62,7 @@ def run(
     \b
     prism run configs/quickstart.toml
     prism run configs/mnist.toml --data-dir data --set rounds=20 --set train.local_steps=40
+    prism run configs/quickstart.toml --relay --rate 1mbit --delay 50ms
     """
     try:
         changes = list(override or [])
@@ -69,7 +79,7 @@ def run(
         options += ["--threads", str(threads or max(1, cores // count))]
         if data_dir is not None:
             options += ["--data-dir", str(data_dir)]
-        federate(resolved, config, changes, directory, options)
+        federate(resolved, config, changes, directory, options, _relaying(relay, rate, delay))
     except PrismError as error:
         raise SystemExit(f"prism run: {error}") from error
 
@@ -80,8 +90,11 @@ def federate(
     changes: Sequence[str],
     directory: Path,
     client_options: Sequence[str],
+    relay_options: Sequence[str] | None = None,
 ) -> None:
     """Start the processes, show how the run goes, and leave none of them behind.
+
+    With `relay_options`, not None, each client reaches the server through a relay of its own.
 
     Raises:
         PrismError: a process ended early; with the last line that it wrote.
@@ -94,17 +107,17 @@ def federate(
     server_command += [f"--set={change}" for change in changes]
     with _processes(directory / "logs") as start, RunDisplay(resolved, directory) as display:
         server = start("server", server_command)
-        while not address_file.exists():
-            _raise_if_failed(server)
-            if server.process.poll() is not None:
-                return
-            time.sleep(0.05)
-        address = address_file.read_text().strip()
+        if not (address := _address(address_file, server)):
+            return
+        addresses = [address] * count
+        relays: list[_Member] = []
+        if relay_options is not None:
+            relays, addresses = _relays(start, address, directory / "relay", count, relay_options)
         clients = [
             start(
                 f"client-{index}",
                 [
-                    *("client", "--server", address, "--name", f"client-{index}"),
+                    *("client", "--server", addresses[index], "--name", f"client-{index}"),
                     *("--partition", f"{index}/{count}"),
                     *("--state", str(directory / "clients" / str(index))),
                     *client_options,
@@ -113,7 +126,7 @@ def federate(
             for index in range(count)
         ]
         while server.process.poll() is None:
-            for member in clients:
+            for member in (*clients, *relays):
                 _raise_if_failed(member)
             display.refresh()
             time.sleep(0.2)
@@ -140,6 +153,45 @@ class _Member:
             )
 
 
+def _relaying(relay: bool, rate: str | None, delay: str | None) -> list[str] | None:
+    """Options of the relays; None without. Raises ConfigError as the relays would."""
+    given = [("--rate", rate), ("--delay", delay)]
+    options = [word for name, value in given if value is not None for word in (name, value)]
+    if options and not relay:
+        raise ConfigError(f"{options[0]} shapes the relays: give --relay too")
+    Shape.parse(rate, delay)
+    return options if relay else None
+
+
+def _relays(
+    start: _Starter, to: str, folder: Path, count: int, options: Sequence[str]
+) -> tuple[list[_Member], list[str]]:
+    """One relay for each client, listening; and where."""
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"client-{index}.address" for index in range(count)]
+    relays = []
+    for index, file in enumerate(files):
+        file.unlink(missing_ok=True)
+        words = ["cli", "relay", "--to", to, "--address-file", str(file), *options]
+        log = folder / f"client-{index}.jsonl"
+        relays.append(start(f"relay-{index}", [*words, "--log", str(log)], last=True))
+    return relays, [_address(*pair) for pair in zip(files, relays, strict=True)]
+
+
+def _address(file: Path, member: _Member) -> str:
+    """What a process that listens writes down; empty if it had nothing to do.
+
+    Raises:
+        PrismError: it failed.
+    """
+    while not file.exists():
+        _raise_if_failed(member)
+        if member.process.poll() is not None:
+            return ""
+        time.sleep(0.05)
+    return file.read_text().strip()
+
+
 def _raise_if_failed(member: _Member) -> None:
     if member.process.poll() not in (None, 0):
         lines = member.log.read_text(errors="replace").strip().splitlines()
@@ -152,10 +204,12 @@ class _Starter:
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = logs
         self.members: list[_Member] = []
+        self.last: list[_Member] = []
 
-    def __call__(self, name: str, command: Sequence[str]) -> _Member:
+    def __call__(self, name: str, command: Sequence[str], *, last: bool = False) -> _Member:
+        """Start a process; `last` ones are stopped after all others."""
         member = _Member(name, command, self._logs / f"{name}.log")
-        self.members.append(member)
+        (self.last if last else self.members).append(member)
         return member
 
 
@@ -169,15 +223,22 @@ def _processes(logs: Path) -> Iterator[_Starter]:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:
-        # Clients first, so that they can say goodbye to a server that still listens.
-        for member in reversed(starter.members):
-            if member.process.poll() is None:
-                member.process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + STOP_SECONDS
-        for member in starter.members:
-            try:
-                member.process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                member.process.kill()
-                member.process.wait()
-        signal.signal(signal.SIGTERM, previous)
+        try:
+            _stop(starter.members)
+        finally:
+            _stop(starter.last)
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _stop(members: Sequence[_Member]) -> None:
+    # Clients first, so that they can say goodbye to a server that still listens.
+    for member in reversed(members):
+        if member.process.poll() is None:
+            member.process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + STOP_SECONDS
+    for member in members:
+        try:
+            member.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            member.process.kill()
+            member.process.wait()

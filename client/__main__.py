@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
+from client.guard import Guard
 from client.loop import Client
 from client.privates import PartitionChoice, PrivateData, choose_device
 from client.store import ClientStore
@@ -59,6 +60,12 @@ def client(
     insecure: Annotated[
         bool, typer.Option(help="Allow a server off this machine without TLS.")
     ] = False,
+    max_epsilon: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Refuse a run that is less private than this; no mechanism is infinite."
+        ),
+    ] = None,
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds to keep trying to reach the server.")
     ] = 600.0,
@@ -83,8 +90,10 @@ def client(
         private = PrivateData(
             data, data_dir, PartitionChoice.parse(partition), choose_device(device), encoder_weights
         )
+        store = ClientStore(state, name)
         transport = Transport(server, Security(ca, cert, key))
-        process = Client(transport, private, ClientStore(state, name), patience)
+        guard = Guard(store.directory, max_epsilon)
+        process = Client(transport, private, store, guard, patience)
     except PrismError as error:
         raise SystemExit(f"prism client: {error}") from error
     try:
@@ -99,6 +108,7 @@ def client(
         raise SystemExit(130) from None
     finally:
         transport.close()
+        store.close()
 
 
 def main() -> None:

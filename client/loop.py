@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from client.guard import Guard
+from client.methods import make_trainer
 from client.privates import PrivateData
 from client.store import ClientStore, MadeUpdate
-from client.trainer import PrismTrainer
 from client.transport import Assignment, Finished, Report, Transport
 from client.update import encode_update, wire_codec
 from common.config import RunConfig, parse_config
@@ -43,14 +43,19 @@ class Client:
     """A client process's main object."""
 
     def __init__(
-        self, transport: Transport, data: PrivateData, store: ClientStore, patience: float
+        self,
+        transport: Transport,
+        data: PrivateData,
+        store: ClientStore,
+        guard: Guard,
+        patience: float,
     ) -> None:
         self._transport = transport
         self._data = data
         self._store = store
+        self._guard = guard
         self._patience = patience
-        self._name = store.client_name()
-        self._instance = secrets.token_bytes(16)
+        self._name, self._instance = store.identity()
         self._lease = 30.0
         self._said = ""
 
@@ -87,6 +92,7 @@ class Client:
             lambda: self._transport.join(self._name, self._instance, None, wants_partition=False)
         )
         config = parse_config(joined.config_toml, source="the server's config")
+        self._guard.agree(config)
         fingerprint = Fingerprint.of(config)
         fingerprint.check(joined.fingerprint)
         log.info(
@@ -114,8 +120,8 @@ class Client:
         self._config = config
         self._held: GlobalState = initial_state(config)
         self._made: MadeUpdate | None = None
-        encoder, moments = self._data.measure(config, self._partition)
-        self._trainer = PrismTrainer(config, encoder, moments, self._data.device)
+        encoder, moments = self._data.measure(config, self._partition, self._guard)
+        self._trainer = make_trainer(config, encoder, moments, self._data.device)
         kept = self._store.load(self._fingerprint.run_id)
         if kept is not None:
             saved, self._made = kept
@@ -140,6 +146,7 @@ class Client:
                 for segment, payload in zip(layout, made.payloads, strict=True)
             ]
             run_id = self._fingerprint.run_id
+            self._guard.check_report(self._config, made.report.loss)
             self._call(lambda: self._transport.submit(run_id, assignment, segments, made.report))
         except WrongRound as error:
             log.info("round %d: %s; the server is at round %d", t, error, error.current)
@@ -192,12 +199,13 @@ class Client:
         payloads = encode_update(
             self._config,
             state,
-            result.scores,
+            self._guard.values(self._config, state, result.values),
             rank=assignment.rank,
             cohort_size=assignment.cohort_size,
             client=self._name,
         )
-        report = Report(self._data.examples, result.loss, result.seconds)
+        loss = self._guard.reportable(self._config, result.loss)
+        report = Report(self._data.examples, loss, result.seconds)
         made = MadeUpdate(
             assignment.round, assignment.rank, assignment.cohort_size, payloads, report
         )

@@ -1,8 +1,10 @@
 """Feature matching: the MMD with a perceptual kernel, by moments (GFMN, dos Santos et al. 2019).
 
-Real data enter only as the mean and variance of each frozen feature, computed once. Each
-step compares them with a generated batch; the differences are smoothed by moving averages,
-and the generator descends along the smoothed differences.
+Real data enter only as two statistics of each frozen feature, computed once: its mean and its
+variance or, under `privacy.mechanism = "moments"`, a private release of the means of two maps
+of it (DP-MEPF, Harder et al. 2023). Each step compares them with the same statistics of a
+generated batch; the differences are smoothed by moving averages, and the generator descends
+along the smoothed differences.
 """
 
 from __future__ import annotations
@@ -16,18 +18,32 @@ from torch import Tensor, nn
 
 from common.data import to_unit
 
+_TINY = 1e-30
+"""Keeps the gradient of an image without any feature finite."""
+
 
 @dataclass(frozen=True)
 class Moments:
     """Per-feature statistics, all layers one after another.
 
     Attributes:
-        mean: (F,) float32.
-        variance: (F,) float32, population variance.
+        mean: (F,) float32; where normalised, the mean of phi1 = f / |f|.
+        variance: (F,) float32, population variance; where normalised, the mean of
+            phi2 = f^2 / |f^2|.
+        normalised: which of the two kinds they are; only like may be compared with like.
     """
 
     mean: Tensor
     variance: Tensor
+    normalised: bool = False
+
+    def of(self, features: Sequence[Tensor]) -> Moments:
+        """The same statistics of a batch, layer by layer; gradients flow through."""
+        return normalised_moments(features) if self.normalised else feature_moments(features)
+
+    def to(self, device: torch.device) -> Moments:
+        """The same on another device."""
+        return Moments(self.mean.to(device), self.variance.to(device), self.normalised)
 
 
 def feature_moments(features: Sequence[Tensor]) -> Moments:
@@ -39,6 +55,30 @@ def feature_moments(features: Sequence[Tensor]) -> Moments:
     pairs = (_BatchMoments.apply(f.flatten(1)) for f in features)  # type: ignore[no-untyped-call]
     means, variances = zip(*pairs, strict=True)
     return Moments(torch.cat(means), torch.cat(variances))
+
+
+def normalised_moments(features: Sequence[Tensor]) -> Moments:
+    """Means over the batch of phi1 = f / |f| and phi2 = f^2 / |f^2|.
+
+    f is one image's features of all layers together, so each image counts for a unit vector
+    at most (Harder et al., "Pre-trained Perceptual Features Improve Differentially Private
+    Image Generation", TMLR 2023).
+
+    Args:
+        features: per layer (B, C, H, W), not negative; gradients flow through.
+    """
+    flat = [layer.flatten(1) for layer in features]
+    squares = [layer.square() for layer in flat]
+    first = torch.stack([layer.sum(1) for layer in squares]).sum(0)
+    second = torch.stack([layer.square().sum(1) for layer in squares]).sum(0)
+    # (1, B) rows: the mean of scaled images is a product with the scales.
+    by_first = (first.clamp_min(_TINY).rsqrt() / len(first)).unsqueeze(0)
+    by_second = (second.clamp_min(_TINY).rsqrt() / len(second)).unsqueeze(0)
+    return Moments(
+        torch.cat([(by_first @ layer)[0] for layer in flat]),
+        torch.cat([(by_second @ layer)[0] for layer in squares]),
+        normalised=True,
+    )
 
 
 class _BatchMoments(torch.autograd.Function):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from client.loss import Moments, real_moments
+from client.guard import Guard
+from client.loss import Moments
 from common.config import RunConfig
 from common.data import load_images, open_source, partition
 from common.encoders import load_encoder
@@ -86,12 +88,15 @@ class PrivateData:
         """Whether the server is to choose the partition."""
         return self._choice is not None and self._choice.index is None
 
-    def measure(self, config: RunConfig, assigned: tuple[int, int]) -> tuple[nn.Module, Moments]:
-        """Load this client's images and compute the moments of their features.
+    def measure(
+        self, config: RunConfig, assigned: tuple[int, int], guard: Guard
+    ) -> tuple[nn.Module, Moments]:
+        """Load this client's images and take what training may know of them.
 
         Args:
             config: the run.
             assigned: (index, count) that the server chose; used if it was asked to.
+            guard: computes the moments, or releases them privately.
 
         Returns:
             The frozen encoder on the device, and the moments that training matches.
@@ -105,16 +110,13 @@ class PrivateData:
             pool=config.encoder.pool,
             weights=self._encoder_weights,
         ).to(self.device)
-        batches = (
-            load_images(
-                self._source,
-                indices[start : start + _BATCH],
-                config.model.image_size,
-                config.channels,
-            )
-            for start in range(0, len(indices), _BATCH)
-        )
-        return encoder, real_moments(encoder, batches, self.device)
+
+        def batches() -> Iterator[Tensor]:
+            for start in range(0, len(indices), _BATCH):
+                batch = indices[start : start + _BATCH]
+                yield load_images(self._source, batch, config.model.image_size, config.channels)
+
+        return encoder, guard.moments(config, encoder, batches, len(indices), self.device)
 
     def _indices(self, config: RunConfig, assigned: tuple[int, int]) -> np.ndarray:
         if self._choice is None:

@@ -6,6 +6,7 @@ the acknowledgement sends the same bytes again, not another sample of the same m
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import pickle
@@ -50,18 +51,48 @@ class ClientStore:
         if directory is not None:
             try:
                 directory.mkdir(parents=True, exist_ok=True)
+                self._lock = (directory / "lock").open("w")
             except OSError as error:
                 raise StorageError(f"cannot use --state {directory}: {error.strerror}") from error
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._lock.close()
+                raise StorageError(f"another client is using --state {directory}") from error
 
-    def client_name(self) -> str:
-        """The name given, else the one kept here, else a new one from the host name."""
-        kept = self._read("client.json")
-        if self._name is None and kept is not None:
-            self._name = str(json.loads(kept)["name"])
-        if self._name is None:
-            self._name = f"{socket.gethostname()[:48]}-{secrets.token_hex(3)}"
-        self._write("client.json", json.dumps({"name": self._name}).encode())
-        return self._name
+    @property
+    def directory(self) -> Path | None:
+        """Where everything is kept, if anywhere."""
+        return self._directory
+
+    def close(self) -> None:
+        """Let another process use the directory."""
+        if self._directory is not None:
+            self._lock.close()
+
+    def identity(self) -> tuple[str, bytes]:
+        """This client's name and instance, kept so that it can take its place again at once.
+
+        The name is the one given, else the one kept here, else a new one from the host name.
+
+        Raises:
+            StorageError: what was kept is corrupt.
+        """
+        name, instance = self._name, secrets.token_bytes(16)
+        content = self._read("client.json")
+        if content is not None:
+            try:
+                kept = json.loads(content)
+                if name in (None, kept["name"]):
+                    name, instance = str(kept["name"]), bytes.fromhex(kept["instance"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise StorageError(
+                    f"{self._directory}/client.json is corrupt; delete it to get a new name"
+                ) from error
+        name = name or f"{socket.gethostname()[:48]}-{secrets.token_hex(3)}"
+        kept = {"name": name, "instance": instance.hex()}
+        self._write("client.json", json.dumps(kept).encode())
+        return name, instance
 
     def save(self, run_id: bytes, trainer: dict[str, Any], update: MadeUpdate) -> None:
         """Keep the trainer's state and its update together, whole or not at all."""

@@ -1,29 +1,33 @@
 """One client's local training: (global state, private moments, seed) to local scores.
 
 No network and no files. The optimiser and the moving averages live on between rounds; the
-scores start from the global state each round (Algorithm 1 of the paper).
+scores start from the global state each round (Algorithm 1 of the paper). Other methods are in
+files of their own, which `client.methods` lists.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.loss import Moments, MovingAverages, feature_moments
+from client.loss import Moments, MovingAverages
 from common.config import RunConfig, TrainConfig
+from common.errors import PrivacyError
 from common.model.architecture import Architecture
 from common.model.frozen import frozen_weights
 from common.model.generator import generate
 from common.model.masked import sample_mask
 from common.seeding import derive_seed
-from common.state import SCORE_UNIT, GlobalState, Scores
+from common.state import SCORE_UNIT, GlobalState, Values
 
 Progress = Callable[[int, float], None]
 
@@ -33,34 +37,60 @@ class LocalResult:
     """What one round of local training gave.
 
     Attributes:
-        scores: (d,) int16, the local scores on the shared grid of 1/2048 logit.
+        values: (d,) int16, the local scores on the shared grid of 1/2048 logit; or (d,)
+            float32, the local weights, where the method trains weights.
         loss: mean generator loss over the steps.
         seconds: of training.
     """
 
-    scores: Scores
+    values: Values
     loss: float
     seconds: float
 
 
-class PrismTrainer:
-    """Trains scores by feature matching with a straight-through estimator."""
+class Trainer(ABC):
+    """Local training by feature matching; a method says what is trained.
+
+    Methods differ in three things: what the round's state sets, how a step's effective
+    weights come about, and what of the trained values is the round's result.
+
+    Args:
+        config: the run.
+        encoder: the frozen encoder, on the device.
+        real: the private moments to match, on the device.
+        device: where to train.
+
+    Raises:
+        PrivacyError: the moments are not of the kind that the mechanism releases.
+    """
 
     def __init__(
         self, config: RunConfig, encoder: nn.Module, real: Moments, device: torch.device
     ) -> None:
+        if (config.privacy.mechanism == "moments") != real.normalised:
+            raise PrivacyError("training would match other moments than privacy.mechanism releases")
         self._config = config
         self._encoder = encoder
         self._real = real
         self._device = device
         self._architecture = Architecture.of(config.model)
-        frozen = frozen_weights(self._architecture, config.seed)
-        self._frozen = torch.from_numpy(frozen).to(device)
-        self._scores = torch.zeros(self._architecture.dimension, device=device, requires_grad=True)
+        self._trained = torch.zeros(self._architecture.dimension, device=device, requires_grad=True)
         self._optimiser = torch.optim.Adam(
-            [self._scores], lr=config.train.learning_rate, betas=(0.5, 0.999)
+            [self._trained], lr=config.train.learning_rate, betas=(0.5, 0.999)
         )
         self._averages = MovingAverages(real.mean.numel(), config.train.moving_average_rate, device)
+
+    @abstractmethod
+    def _start(self, state: GlobalState) -> NDArray[np.float32]:
+        """(d,) what training starts from in a round."""
+
+    @abstractmethod
+    def _effective_weights(self, noise: torch.Generator) -> Tensor:
+        """(d,) weights of one step, differentiable in what is trained."""
+
+    @abstractmethod
+    def _result(self) -> Values:
+        """(d,) what the round's training gave, as updates are made of it."""
 
     def train(
         self, state: GlobalState, client: str, progress: Progress | None = None
@@ -79,8 +109,7 @@ class PrismTrainer:
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate(train, state.round, self._config.rounds)
         with torch.no_grad():
-            global_scores = torch.from_numpy(state.scores.astype(np.float32) / SCORE_UNIT)
-            self._scores.copy_(global_scores)
+            self._trained.copy_(torch.from_numpy(self._start(state)))
 
         total = 0.0
         for step in range(train.local_steps):
@@ -88,17 +117,13 @@ class PrismTrainer:
             total += loss
             if progress is not None:
                 progress(step + 1, loss)
-        grid = (self._scores.detach() * SCORE_UNIT).round().clamp(-32768, 32767)
-        scores = grid.to(torch.int16).cpu().numpy()
-        return LocalResult(scores, total / train.local_steps, time.monotonic() - started)
+        return LocalResult(self._result(), total / train.local_steps, time.monotonic() - started)
 
     def _step(self, noise: torch.Generator) -> float:
-        train = self._config.train
-        z = self._random(torch.randn, noise, train.batch_size, self._architecture.latent)
-        uniform = self._random(torch.rand, noise, self._architecture.dimension)
-        mask = sample_mask(self._scores, uniform, scaled=train.straight_through == "scaled")
-        images = generate(self._architecture, z, self._frozen * mask)
-        loss = self._averages.step(self._real, feature_moments(self._encoder(images)))
+        batch_size, latent = self._config.train.batch_size, self._architecture.latent
+        z = self._random(torch.randn, noise, batch_size, latent)
+        images = generate(self._architecture, z, self._effective_weights(noise))
+        loss = self._averages.step(self._real, self._real.of(self._encoder(images)))
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
@@ -126,8 +151,32 @@ class PrismTrainer:
             self._averages.variance.copy_(saved["variance"])
 
 
+class PrismTrainer(Trainer):
+    """Trains the scores of masks over frozen weights, with a straight-through estimator."""
+
+    def __init__(
+        self, config: RunConfig, encoder: nn.Module, real: Moments, device: torch.device
+    ) -> None:
+        super().__init__(config, encoder, real, device)
+        frozen = frozen_weights(self._architecture, config.seed)
+        self._frozen = torch.from_numpy(frozen).to(device)
+
+    def _start(self, state: GlobalState) -> NDArray[np.float32]:
+        return state.scores.astype(np.float32) / np.float32(SCORE_UNIT)
+
+    def _effective_weights(self, noise: torch.Generator) -> Tensor:
+        uniform = self._random(torch.rand, noise, self._architecture.dimension)
+        scaled = self._config.train.straight_through == "scaled"
+        return self._frozen * sample_mask(self._trained, uniform, scaled=scaled)
+
+    def _result(self) -> Values:
+        grid = (self._trained.detach() * SCORE_UNIT).round().clamp(-32768, 32767)
+        scores: NDArray[np.int16] = grid.to(torch.int16).cpu().numpy()
+        return scores
+
+
 def learning_rate(train: TrainConfig, round_: int, rounds: int) -> float:
-    """The scores' learning rate in a round: constant, or a half cosine to its final value."""
+    """The learning rate in a round: constant, or a half cosine to its final value."""
     if train.learning_rate_final is None:
         return train.learning_rate
     progress = round_ / max(rounds - 1, 1)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.codecs import mask_codec, score_codec
+from common.codecs import mask_codec, score_codec, weight_codec
 from common.config import RunConfig
 from common.layout import SegmentSpec, mask_context, update_layout
 from common.seeding import derive_seed
-from common.state import GlobalState, Scores, sigma
+from common.state import GlobalState, Values, sigma
 
 
 def encode_update(
     config: RunConfig,
     state: GlobalState,
-    scores: Scores,
+    values: Values,
     *,
     rank: int,
     cohort_size: int,
@@ -25,7 +25,7 @@ def encode_update(
     Args:
         config: the run.
         state: the global state that training started from.
-        scores: (d,) int16 local scores.
+        values: (d,) int16 local scores, or (d,) float32 local weights.
         rank: the client's place in the cohort.
         cohort_size: clients in the cohort.
         client: names the stream that the mask is sampled from.
@@ -33,20 +33,24 @@ def encode_update(
     private = np.random.Generator(
         np.random.Philox(derive_seed(config.seed, "mask-sample", state.round, client))
     )
+    # A state of its own refuses to give scores where there are weights, and the reverse.
+    local = GlobalState(state.round, values)
     payloads = []
     for segment in update_layout(config):
-        local = scores[segment.slice]
         if segment.kind == "mask":
             codec = mask_codec(segment.codec)
             context = mask_context(config, state, segment, rank, cohort_size)
-            mask = codec.sample(sigma(local), context, private)
+            mask = codec.sample(sigma(local.scores[segment.slice]), context, private)
             payloads.append(codec.encode(mask, context))
+        elif segment.kind == "score":
+            payloads.append(score_codec(segment.codec).encode(local.scores[segment.slice]))
         else:
-            payloads.append(score_codec(segment.codec).encode(local))
+            payloads.append(weight_codec(segment.codec).encode(local.weights[segment.slice]))
     return tuple(payloads)
 
 
 def wire_codec(segment: SegmentSpec) -> int:
     """The wire enum value of a segment's codec."""
-    codec = mask_codec if segment.kind == "mask" else score_codec
-    return codec(segment.codec).wire
+    if segment.kind == "mask":
+        return mask_codec(segment.codec).wire
+    return (score_codec if segment.kind == "score" else weight_codec)(segment.codec).wire

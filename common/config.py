@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,15 @@ from common.errors import ConfigError
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 GREY_DATA = frozenset({"digits", "mnist", "fmnist"})
+METHOD_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "fedpm": {"mada": {"enabled": False}},
+    "fedavg": {
+        "mada": {"enabled": False},
+        "codec": {"up": "float32", "down": "keyframe"},
+        "train": {"learning_rate": 0.02},
+    },
+}
+"""Section defaults that a method changes."""
 
 
 class _Section(BaseModel):
@@ -65,7 +74,7 @@ class TrainConfig(_Section):
     local_steps: Positive = 20
     batch_size: Annotated[int, Field(ge=2)] = 64
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    """Adam's on the scores."""
+    """Adam's on the scores; on the weights of fedavg, by default 0.02."""
     learning_rate_final: Annotated[float, Field(gt=0)] | None = None
     """Reached along a half cosine at the last round; by default no schedule."""
     moving_average_rate: Annotated[float, Field(gt=0)] = 1e-5
@@ -74,7 +83,7 @@ class TrainConfig(_Section):
 
 
 class MadaConfig(_Section):
-    """Mask-aware dynamic moving average; off is the paper's PRISM-dagger."""
+    """Mask-aware dynamic moving average, of PRISM alone; off is the paper's PRISM-dagger."""
 
     enabled: bool = True
     space: Literal["score", "probability"] = "score"
@@ -83,7 +92,7 @@ class MadaConfig(_Section):
 class CodecConfig(_Section):
     """What travels each way."""
 
-    up: Literal["raw", "entropy", "flips"] = "raw"
+    up: Literal["raw", "entropy", "flips", "float32"] = "raw"
     down: Literal["keyframe", "exact", "error-feedback"] = "keyframe"
     scores: Literal["int16", "bfloat16"] = "int16"
     """Wire format of the layers that PRISM-alpha uploads as scores."""
@@ -97,10 +106,23 @@ class PrivacyConfig(_Section):
     """What protects the clients' images; enforced on the client."""
 
     mechanism: Literal["none", "moments", "mask-noise"] = "none"
-    epsilon: Annotated[float, Field(gt=0)] = 10.0
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    epsilon: Annotated[float, Field(ge=1e-3, le=1e4)] = 10.0
+    """Of the whole run for "moments", of a single round for "mask-noise"."""
+    delta: Annotated[float, Field(ge=1e-15, lt=1)] = 1e-5
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Bound on the L2 norm of a client's change of theta in a round (mask-noise only)."""
     require: bool = False
     """Refuse clients whose software cannot apply the mechanism."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unseeded(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "seed" in raw:
+            raise ValueError(
+                "there is no seed: whoever knew it could subtract the noise, which comes from the "
+                "operating system's entropy alone"
+            )
+        return raw
 
 
 class RoundConfig(_Section):
@@ -158,6 +180,9 @@ class RunConfig(_Section):
             raw = {**raw, "model": {**model, "channels": 1 if grey else 3}}
         if isinstance(data, dict) and isinstance(rounds, dict) and not rounds.get("min_clients"):
             raw = {**raw, "round": {**rounds, "min_clients": data.get("clients", 3)}}
+        for section, defaults in METHOD_DEFAULTS.get(str(raw.get("method")), {}).items():
+            if isinstance(given := raw.get(section, {}), dict):
+                raw = {**raw, section: {**defaults, **given}}
         return raw
 
     @model_validator(mode="after")
@@ -166,6 +191,18 @@ class RunConfig(_Section):
             raise ValueError('codec.coordinates_per_round below 1 needs codec.up = "flips"')
         if self.method != "prism" and self.alpha > 0:
             raise ValueError('alpha above 0 needs method = "prism"')
+        if self.method != "prism" and self.mada.enabled:
+            raise ValueError('mada.enabled needs method = "prism"')
+        if self.method == "fedpm" and self.codec.coordinates_per_round < 1:
+            raise ValueError('codec.coordinates_per_round below 1 needs method = "prism"')
+        if (self.method == "fedavg") != (self.codec.up == "float32"):
+            raise ValueError(f'codec.up = "{self.codec.up}" is not for method = "{self.method}"')
+        if self.method == "fedavg" and self.codec.down != "keyframe":
+            raise ValueError('method = "fedavg" needs codec.down = "keyframe"')
+        if self.privacy.require and self.privacy.mechanism == "none":
+            raise ValueError("privacy.require needs a privacy.mechanism to require")
+        if self.privacy.mechanism == "mask-noise" and self.method == "fedavg":
+            raise ValueError('privacy.mechanism = "mask-noise" needs a method that trains masks')
         return self
 
     @property

@@ -42,7 +42,7 @@ def update_layout(config: RunConfig) -> tuple[SegmentSpec, ...]:
     architecture = Architecture.of(config.model)
     d = architecture.dimension
     if config.method == "fedavg":
-        return (SegmentSpec("weight", "float32", 0, d),)
+        return (SegmentSpec("weight", config.codec.up, 0, d),)
     scored = int(config.alpha * len(architecture.layers) + 0.5)
     border = architecture.layers[-scored].offset if scored else d
     segments = (

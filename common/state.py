@@ -31,6 +31,8 @@ LAMBDA_ONE: Final = 65536
 
 Scores = NDArray[np.int16]
 Probs = NDArray[np.uint16]
+Weights = NDArray[np.float32]
+Values = Scores | Weights
 
 _DECIMAL = Context(prec=50)
 
@@ -129,7 +131,7 @@ class GlobalState:
     """
 
     round: int
-    values: NDArray[np.int16] | NDArray[np.float32]
+    values: Values
 
     def __post_init__(self) -> None:
         if self.values.dtype not in (np.int16, np.float32) or self.values.ndim != 1:
@@ -150,6 +152,17 @@ class GlobalState:
         """
         if self.values.dtype != np.int16:
             raise TypeError("this state holds weights, not scores")
+        return self.values  # type: ignore[return-value]
+
+    @property
+    def weights(self) -> Weights:
+        """The values of a method that trains weights.
+
+        Raises:
+            TypeError: the method is a masked one.
+        """
+        if self.values.dtype != np.float32:
+            raise TypeError("this state holds scores, not weights")
         return self.values  # type: ignore[return-value]
 
     def digest(self) -> bytes:

@@ -22,6 +22,7 @@ from common.codecs import (
 from common.config import RunConfig
 from common.errors import PayloadError
 from common.model.architecture import Architecture
+from common.model.frozen import frozen_weights
 from common.replay import RoundCounts, advance, estimate, masked_count
 from common.state import LAMBDA_ONE, GlobalState, initial_scores
 
@@ -48,8 +49,10 @@ class StateStep:
 
 def initial_state(config: RunConfig) -> GlobalState:
     """State 0, which both sides build from the seed and nobody sends."""
-    dimension = Architecture.of(config.model).dimension
-    return GlobalState(0, initial_scores(dimension, config.seed))
+    architecture = Architecture.of(config.model)
+    if config.method == "fedavg":
+        return GlobalState(0, frozen_weights(architecture, config.seed))
+    return GlobalState(0, initial_scores(architecture.dimension, config.seed))
 
 
 def apply_steps(config: RunConfig, held: GlobalState, steps: Sequence[StateStep]) -> GlobalState:

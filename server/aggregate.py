@@ -1,7 +1,8 @@
 """Folding updates into the next state: streaming mask means, and MADA.
 
 An update is decoded once, folded, and forgotten; no list of masks is kept. All arithmetic is
-in integers and does not depend on the order of arrival.
+in integers and does not depend on the order of arrival. Other methods are in files of their
+own, which `server.methods` lists.
 """
 
 from __future__ import annotations
@@ -137,8 +138,3 @@ class PrismAggregator:
         lam = dynamic_lambda(self._config, self._state, target)
         state = advance(self._config, self._state, counts, target, lam)
         return Closed(state, lam / LAMBDA_ONE, self._clients, Replay(counts, lam))
-
-
-def make_aggregator(config: RunConfig, state: GlobalState, cohort_size: int) -> Aggregator:
-    """The aggregator of the config's method for the round that starts from `state`."""
-    return PrismAggregator(config, state, cohort_size)

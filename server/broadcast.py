@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from common.codecs import ERROR_FEEDBACK, KEYFRAME, KEYFRAME_ENTROPY
 from common.config import RunConfig
-from common.errors import ConfigError
 from common.state import GlobalState
 from common.steps import StateStep, exact_step, feedback_units, move_by_levels
 from server.aggregate import Closed
@@ -45,11 +44,6 @@ class Broadcast:
     def __init__(self, config: RunConfig, state: GlobalState) -> None:
         self._config = config
         self._down = config.codec.down
-        if self._down != "keyframe" and state.values.dtype != np.int16:
-            raise ConfigError(
-                f'codec.down: "{self._down}" sends scores, and method "{config.method}" has none; '
-                'choose "keyframe"'
-            )
         self.restore(state, {})
 
     def publish(self, closed: Closed) -> GlobalState:

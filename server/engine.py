@@ -23,7 +23,7 @@ from common.errors import TransportError, WrongRound
 from common.fingerprint import Fingerprint
 from common.state import GlobalState
 from common.steps import StateStep, initial_state
-from server.aggregate import Aggregator, Closed, make_aggregator
+from server.aggregate import Aggregator, Closed
 from server.broadcast import Broadcast
 from server.events import (
     Assignment,
@@ -39,6 +39,7 @@ from server.events import (
 )
 from server.journal import Checkpoint, Journal, Recovered, StoredUpdate
 from server.members import Members, Parted, PartitionGiven
+from server.methods import make_aggregator
 from server.recorder import Metrics, Recorder
 from server.rounds import Phase, Rounds
 
@@ -227,9 +228,12 @@ class Engine:
         self._raise_failure()
 
     async def linger(self, seconds: float) -> None:
-        """Go on answering until every live client has left, at most so long."""
+        """Go on answering until all have heard that the run is over, at most so long."""
         until = time.monotonic() + seconds
-        while self.live() and time.monotonic() < until and not self._stopping:
+        while (now := time.monotonic()) < until and not self._stopping:
+            # Those from before a restart may still be on their way back.
+            if not (self.live() or self.rounds.members.awaited(now)):
+                return
             await self._wait_for_event(until)
 
     def stop(self) -> None:

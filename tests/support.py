@@ -22,6 +22,12 @@ from common.seeding import derive
 from server.app import serve
 
 TIMEOUT = 20.0
+_WIRE = {
+    "mask": (pb.SEGMENT_KIND_MASK, pb.CODEC_RAW, 1),
+    "score": (pb.SEGMENT_KIND_SCORE, pb.CODEC_INT16, 16),
+    "weight": (pb.SEGMENT_KIND_WEIGHT, pb.CODEC_FLOAT32, 32),
+}
+"""Kind, codec and bits a parameter of what raw clients send."""
 
 
 def tiny_config(**changes: Any) -> RunConfig:
@@ -58,6 +64,23 @@ async def running(
             task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+def random_payload(config: RunConfig, name: str, round_: int, salt: str = "") -> bytes:
+    """Random raw updates for every segment, the same for equal arguments."""
+    parts = []
+    for segment in update_layout(config):
+        key = derive(1, "test-payload", name, round_, segment.offset, salt)[:8]
+        draw = np.random.Generator(np.random.Philox(int.from_bytes(key, "little")))
+        if segment.kind == "mask":
+            bits = draw.integers(0, 2, segment.count, dtype=np.uint8)
+            parts.append(np.packbits(bits, bitorder="little").tobytes())
+        elif segment.kind == "weight":
+            parts.append(draw.normal(size=segment.count).astype("<f4").tobytes())
+        else:
+            scores = draw.integers(-9000, 9000, segment.count, dtype=np.int16)
+            parts.append(scores.astype("<i2").tobytes())
+    return b"".join(parts)
 
 
 class RawClient:
@@ -111,18 +134,7 @@ class RawClient:
                 return reply.assignment
 
     def payload(self, round_: int, salt: str = "") -> bytes:
-        """Random updates for every segment, the same for equal arguments."""
-        parts = []
-        for segment in update_layout(self.config):
-            key = derive(1, "test-payload", self.name, round_, segment.offset, salt)[:8]
-            draw = np.random.Generator(np.random.Philox(int.from_bytes(key, "little")))
-            if segment.kind == "mask":
-                bits = draw.integers(0, 2, segment.count, dtype=np.uint8)
-                parts.append(np.packbits(bits, bitorder="little").tobytes())
-            else:
-                scores = draw.integers(-9000, 9000, segment.count, dtype=np.int16)
-                parts.append(scores.astype("<i2").tobytes())
-        return b"".join(parts)
+        return random_payload(self.config, self.name, round_, salt)
 
     def header(self, assignment: pb.Assignment, payload: bytes, **changes: Any) -> pb.UpdateHeader:
         fields: dict[str, Any] = {
@@ -132,11 +144,11 @@ class RawClient:
             "cohort_size": assignment.cohort_size,
             "segments": [
                 pb.Segment(
-                    kind=pb.SEGMENT_KIND_MASK if s.kind == "mask" else pb.SEGMENT_KIND_SCORE,
-                    codec=pb.CODEC_RAW if s.kind == "mask" else pb.CODEC_INT16,
+                    kind=_WIRE[s.kind][0],
+                    codec=_WIRE[s.kind][1],
                     offset=s.offset,
                     count=s.count,
-                    payload_bytes=-(-s.count // 8) if s.kind == "mask" else 2 * s.count,
+                    payload_bytes=-(-s.count * _WIRE[s.kind][2] // 8),
                 )
                 for s in update_layout(self.config)
             ],

@@ -18,8 +18,9 @@ from common.layout import mask_context, update_layout
 from common.seeding import uniform16
 from common.state import LAMBDA_ONE, PROB_ONE, SCORE_UNIT, GlobalState, sigma
 from common.steps import initial_state
-from server.aggregate import Closed, make_aggregator
+from server.aggregate import Closed
 from server.counters import MaskCounter
+from server.methods import make_aggregator
 
 Bits = NDArray[np.uint8]
 

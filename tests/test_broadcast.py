@@ -9,8 +9,9 @@ from common.config import RunConfig, parse_config
 from common.errors import ConfigError, PayloadError
 from common.state import GlobalState, sigma
 from common.steps import StateStep, apply_steps, initial_state
-from server.aggregate import Closed, make_aggregator
+from server.aggregate import Closed
 from server.broadcast import HISTORY, Broadcast
+from server.methods import make_aggregator
 
 CLIENTS = 4
 BASE = "rounds = 30\n[model]\nwidth = 4\nimage_size = 16\nlatent = 16\n[data]\nclients = 4"
@@ -108,10 +109,3 @@ def test_damaged_steps_are_refused() -> None:
             apply_steps(config, start, [StateStep(step.codec, 2, step.payload)])
         with pytest.raises(PayloadError, match="no state codec"):
             apply_steps(config, start, [StateStep(77, 1, step.payload)])
-
-
-def test_weights_have_no_differences() -> None:
-    config = parse_config('method = "fedavg"\n[codec]\ndown = "exact"')
-    weights = GlobalState(0, np.zeros(3, dtype=np.float32))
-    with pytest.raises(ConfigError, match="keyframe"):
-        Broadcast(config, weights)

@@ -45,6 +45,11 @@ def test_defaults_follow_from_other_keys() -> None:
     config = parse_config('[data]\nname = "cifar10"\nclients = 7')
     assert (config.channels, config.min_clients) == (3, 7)
     assert parse_config("").channels == 1
+    weights = parse_config('method = "fedavg"')
+    assert (weights.codec.up, weights.codec.down) == ("float32", "keyframe")
+    assert not weights.mada.enabled
+    assert weights.train.learning_rate < parse_config("").train.learning_rate
+    assert parse_config(weights.to_toml()) == weights
 
 
 def test_run_id_tells_configs_apart() -> None:
@@ -63,6 +68,15 @@ def test_run_id_tells_configs_apart() -> None:
         ("[model]\nimage_size = 31", "model.image_size:"),
         ("alpha = 1.5", "alpha:"),
         ("[codec]\ncoordinates_per_round = 0.1", "codec.coordinates_per_round"),
+        ('method = "fedavg"\n[codec]\ndown = "exact"', 'needs codec.down = "keyframe"'),
+        ('method = "fedavg"\n[codec]\nup = "raw"', '"raw" is not for method = "fedavg"'),
+        ('[codec]\nup = "float32"', '"float32" is not for method = "prism"'),
+        ('method = "fedpm"\n[mada]\nenabled = true', "mada.enabled"),
+        ('method = "fedpm"\nalpha = 0.5', "alpha"),
+        (
+            'method = "fedpm"\n[codec]\nup = "flips"\ncoordinates_per_round = 0.1',
+            "codec.coordinates_per_round",
+        ),
         ("rounds = ", "not valid TOML"),
     ],
 )

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -222,8 +223,9 @@ def test_one_clear_line_for_every_mistake(tmp_path: Path) -> None:
         (("sample", tmp_path / "none"), "no model at"),
         (("sample", tmp_path / "model", "--out", "a.bmp"), ".png or .npz"),
     ]
-    for words, says in mistakes:
-        done = prism(*words)
+    with ThreadPoolExecutor(4) as pool:
+        finished = list(pool.map(lambda mistake: prism(*mistake[0]), mistakes))
+    for (words, says), done in zip(mistakes, finished, strict=True):
         assert done.returncode != 0, words
         assert says in done.stderr, (words, done.stderr)
         assert len(done.stderr.strip().splitlines()) == 1, (words, done.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from support import NAMES, RawClient, clients, running, tiny_config, whole_run
+from support import NAMES, RawClient, clients, random_payload, running, tiny_config, whole_run
 
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
@@ -248,6 +249,32 @@ async def serve_finished(config: RunConfig, out: Path) -> None:
     with pytest.raises(AssertionError, match="ended before it was ready"):
         async with running(config, out):
             pass
+
+
+def test_finished_right_after_a_restart_it_waits_for_those_who_were_here(tmp_path: Path) -> None:
+    config = tiny_config(rounds=1)
+    journal = Journal(tmp_path, config)
+    journal.recover()
+    journal.append_open(0, NAMES)
+    for name in NAMES:
+        payload = random_payload(config, name, 0)
+        digest = hashlib.sha256(payload).digest()
+        journal.append_update(StoredUpdate(name, digest, (len(payload),), None, payload))
+    journal.append_close()
+    journal.close()
+
+    async def main() -> None:
+        async with (
+            running(config, tmp_path, to_the_end=True) as address,
+            clients(config, address, *NAMES) as all_,
+        ):
+            # All rounds are closed before anybody is back.
+            while (await all_[0].status()).phase != "finished":
+                pass
+            for client in all_:
+                await client.take_part()
+
+    asyncio.run(main())
 
 
 def test_a_finished_run_says_so_and_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -449,9 +449,10 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     @rule(name=names)
     def renew(self, name: str) -> None:
-        self.event(
-            lambda: self.rounds.members.renew(self.now, self.session.get(name, "?")) and None
-        )
+        def call() -> None:
+            self.rounds.members.renew(self.now, self.session.get(name, "?"))
+
+        self.event(call)
 
     @rule(name=names, digest=st.sampled_from([DIGEST, OTHER]), off=st.sampled_from([0, 0, 0, 1]))
     def claim(self, name: str, digest: bytes, off: int) -> None:

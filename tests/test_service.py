@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -30,7 +29,7 @@ from common.fingerprint import Fingerprint
 from common.model.export import load_model
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.state import GlobalState
-from common.steps import KEYFRAME, initial_state
+from common.steps import initial_state
 from server.app import serve
 from server.service import FederationService
 
@@ -225,7 +224,7 @@ def test_fetch_state(tmp_path: Path) -> None:
             assert (header.state_digest, list(header.steps), data) == (held[1], [], b"")
             for lacking in (None, (0, bytes(32)), (1, held[1])):
                 header, data = await ann.fetch(0, lacking)
-                assert [(s.codec, s.round) for s in header.steps] == [(KEYFRAME, 0)]
+                assert [(s.codec, s.round) for s in header.steps] == [(pb.STATE_CODEC_KEYFRAME, 0)]
                 assert header.steps[0].payload_bytes == len(data) > 64 * 1024
                 assert GlobalState.from_bytes(0, data, state.dimension, "int16").digest() == held[1]
             error = await refused(ann.fetch(1), CODE.FAILED_PRECONDITION)
@@ -429,7 +428,8 @@ def test_deadline_closes_with_quorum_and_reopens_without(tmp_path: Path) -> None
 def test_a_run_leaves_its_outputs(tmp_path: Path) -> None:
     config = tiny_config(rounds=3, alpha=0.3, output={"sample_every": 2})
     digest = asyncio.run(whole_run(config, tmp_path))
-    assert digest == asyncio.run(whole_run(config, tmp_path / "again"))
+    again = tiny_config(rounds=3, alpha=0.3)
+    assert digest == asyncio.run(whole_run(again, tmp_path / "again")), "a matter of the seed"
     assert load_config(tmp_path / "config.toml") == config
     lines = [json.loads(s) for s in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [0, 1, 2]
@@ -584,7 +584,7 @@ def test_health_and_reflection(tmp_path: Path) -> None:
 
 def start_error(out: Path, bind: str = "127.0.0.1:0", **options: Any) -> str:
     with pytest.raises(ConfigError) as raised:
-        asyncio.run(serve(tiny_config(), bind, out, **options))
+        asyncio.run(asyncio.wait_for(serve(tiny_config(), bind, out, **options), 30))
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -602,12 +602,6 @@ def test_addresses_are_refused(tmp_path: Path) -> None:
             assert (tmp_path / "a" / "address").read_text() == f"{address}\n"
 
     asyncio.run(taken())
-
-
-def test_downlinks_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    config = tiny_config(codec={"down": "exact"})
-    with pytest.raises(ConfigError, match=re.escape("codec.down")):
-        asyncio.run(serve(config, "127.0.0.1:0", tmp_path))
 
 
 class Authority:

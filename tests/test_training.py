@@ -85,9 +85,9 @@ def test_moving_averages_by_hand() -> None:
 def test_training_is_reproducible_and_moves_the_scores() -> None:
     state = initial_state(TINY)
     first = digits_trainer().train(state, "a")
-    assert np.array_equal(first.scores, digits_trainer().train(state, "a").scores)
-    assert not np.array_equal(first.scores, digits_trainer().train(state, "b").scores)
-    assert not np.array_equal(first.scores, state.scores)
+    assert np.array_equal(first.values, digits_trainer().train(state, "a").values)
+    assert not np.array_equal(first.values, digits_trainer().train(state, "b").values)
+    assert not np.array_equal(first.values, state.scores)
     assert np.isfinite(first.loss)
 
 
@@ -96,32 +96,53 @@ def test_a_restarted_trainer_goes_on_as_if_it_had_not_been(tmp_path: Path) -> No
     steady = digits_trainer()
     made = MadeUpdate(0, 0, 1, (b"payload",), Report(3, 0.5, 1.0))
     steady.train(state, "a")
-    ClientStore(tmp_path, "a").save(b"run", steady.state_dict(), made)
-    second = copy.deepcopy(steady.train(state, "a").scores)
+    store = ClientStore(tmp_path, "a")
+    store.save(b"run", steady.state_dict(), made)
+    second = copy.deepcopy(steady.train(state, "a").values)
 
     restarted = digits_trainer()
-    assert not np.array_equal(digits_trainer().train(state, "a").scores, second)
-    kept = ClientStore(tmp_path, None).load(b"run")
+    assert not np.array_equal(digits_trainer().train(state, "a").values, second)
+    kept = store.load(b"run")
     assert kept is not None
     restarted.load_state_dict(kept[0])
+    store.close()
     assert kept[1] == made
-    assert np.array_equal(restarted.train(state, "a").scores, second)
+    assert np.array_equal(restarted.train(state, "a").values, second)
 
 
 def test_the_store(tmp_path: Path) -> None:
+    update = MadeUpdate(0, 0, 1, (b"",), Report(0, 0, 0))
     store = ClientStore(tmp_path / "s", None)
-    name = store.client_name()
-    assert ClientStore(tmp_path / "s", None).client_name() == name
     assert store.load(b"run") is None
-    store.save(b"run", {}, MadeUpdate(0, 0, 1, (b"",), Report(0, 0, 0)))
+    store.save(b"run", {}, update)
+    assert store.load(b"run") == ({}, update)
     assert store.load(b"another run") is None
     (tmp_path / "s" / "trainer.pt").write_bytes(b"damaged")
     with pytest.raises(StorageError, match="delete it"):
         store.load(b"run")
-    ClientStore(None, "a").save(b"run", {}, MadeUpdate(0, 0, 1, (b"",), Report(0, 0, 0)))
+    store.close()
+    ClientStore(None, "a").save(b"run", {}, update)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot use --state"):
         ClientStore(tmp_path / "file", None)
+
+
+def test_identities_are_kept(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path, None)
+    identity = store.identity()
+    with pytest.raises(StorageError, match="another client is using"):
+        ClientStore(tmp_path, None)
+    store.close()
+    again = ClientStore(tmp_path, None)
+    assert again.identity() == identity
+    again.close()
+    renamed = ClientStore(tmp_path, "b")
+    assert renamed.identity()[0] == "b"
+    assert renamed.identity()[1] != identity[1]
+    (tmp_path / "client.json").write_text("[]")
+    with pytest.raises(StorageError, match=r"client\.json is corrupt"):
+        renamed.identity()
+    renamed.close()
 
 
 def test_learning_rate_schedule() -> None:

@@ -1,0 +1,122 @@
+"""What every measurement of quality against bytes shares: its setting, its judge, its lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from common.config import RunConfig, load_config
+from common.data import ImageSource, load_images, open_source
+from common.errors import PrismError
+from common.model.grid import save_grid
+from common.quality import Evaluator
+
+REAL_IMAGES: Final = 5000
+"""At most so many real images are held against as many generated ones."""
+CPU: Final = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run and how it is judged.
+
+    Attributes:
+        config: the run.
+        data_dir: where its data set lies.
+        features: "lenet", "small" or "inception".
+        every: rounds between evaluations.
+        samples: generated images an evaluation.
+        device: where to train.
+        cache: where trained classifiers are kept.
+    """
+
+    config: RunConfig
+    data_dir: Path | None = None
+    features: str = "lenet"
+    every: int = 10
+    samples: int = 2000
+    device: torch.device = CPU
+    cache: Path | None = Path("build/cache")
+
+    def source(self) -> ImageSource:
+        """The training part of the run's data set."""
+        return open_source(self.config.data.name, self.data_dir)
+
+    def evaluator(self) -> Evaluator:
+        """Judges against up to REAL_IMAGES training images, evenly spaced over the set."""
+        source = self.source()
+        count = min(REAL_IMAGES, len(source))
+        indices = np.linspace(0, len(source) - 1, count).astype(np.int64)
+        images = load_images(source, indices, self.config.model.image_size, self.config.channels)
+        labels = None if source.labels is None else source.labels[indices]
+        return Evaluator(images, labels, self.features, cache=self.cache, device=self.device)
+
+    def due(self, rounds: int) -> bool:
+        """Whether to evaluate after so many rounds."""
+        return rounds % self.every == 0 or rounds == self.config.rounds
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One evaluation.
+
+    Attributes:
+        line: ready for JSON; byte counts are totals over all clients and rounds so far.
+        images: (n, C, S, S) uint8, what was judged.
+    """
+
+    line: dict[str, Any]
+    images: Tensor
+
+
+def quality_of(judge: Evaluator, images: Tensor) -> dict[str, Any]:
+    """The part of a line that says how good images are."""
+    quality = judge.evaluate(images).as_dict()
+    quality.pop("shares", None)
+    return quality
+
+
+def command(measure: Callable[[Setting], Iterator[Measured]], summary: str) -> Callable[..., None]:
+    """A command line that prints one JSON line per evaluation of a measurement."""
+
+    def main(
+        config: Annotated[Path, typer.Argument(help="Run config.")],
+        override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE.")] = None,
+        data_dir: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+        features: Annotated[str, typer.Option(help="lenet, small or inception.")] = "lenet",
+        every: Annotated[int, typer.Option(min=1, help="Rounds between evaluations.")] = 10,
+        samples: Annotated[int, typer.Option(help="Generated images an evaluation.")] = 2000,
+        picture: Annotated[Path | None, typer.Option(help="PNG of the last samples.")] = None,
+        device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+        threads: Annotated[int, typer.Option(help="CPU threads; 0 lets torch choose.")] = 0,
+        cache: Annotated[Path, typer.Option(help="Where classifiers are kept.")] = Path(
+            "build/cache"
+        ),
+        as_json: Annotated[  # noqa: ARG001 - so that every benchmark takes it
+            bool, typer.Option("--json", help="One JSON line per evaluation, as without.")
+        ] = False,
+    ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        try:
+            run = load_config(config, override or ())
+            on = torch.device(device)
+            setting = Setting(run, data_dir, features, every, samples, on, cache)
+            for measured in measure(setting):
+                print(json.dumps(measured.line), flush=True)
+                if picture is not None:
+                    save_grid(measured.images[:100], picture)
+        except PrismError as error:
+            raise SystemExit(f"{sys.argv[0]}: {error}") from error
+
+    main.__doc__ = summary
+    return main

@@ -1,0 +1,51 @@
+"""FedPM (Isik et al., arXiv 2209.15328, Algorithm 2): Bayesian aggregation of masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from common.codecs import Packed, mask_codec
+from common.config import RunConfig
+from common.layout import mask_context, update_layout
+from common.replay import RoundCounts, advance, estimate
+from common.state import LAMBDA_ONE, GlobalState
+from server.aggregate import Closed, Replay
+from server.counters import MaskCounter
+
+
+class FedPMAggregator:
+    """The mode of a Beta posterior per parameter; no moving average, no control variate.
+
+    The prior is Beta(1, 1), reset every round as in the authors' code. After K masks with m
+    ones the posterior is Beta(1 + m, 1 + K - m), whose mode m / K is the mean of the masks;
+    it is kept within [0.01, 0.99], since a probability of 0 or 1 could never change again.
+    """
+
+    def __init__(self, config: RunConfig, state: GlobalState, cohort_size: int) -> None:
+        self._config = config
+        self._state = state
+        self._cohort_size = cohort_size
+        (self._segment,) = update_layout(config)
+        self._codec = mask_codec(self._segment.codec)
+        self._ones = MaskCounter(state.dimension)
+
+    def decode(self, payloads: Sequence[bytes], rank: int) -> Packed:
+        """See `Aggregator.decode`; one payload."""
+        (payload,) = payloads
+        context = mask_context(self._config, self._state, self._segment, rank, self._cohort_size)
+        return self._codec.decode(payload, context)
+
+    def fold(self, contribution: object) -> None:
+        """See `Aggregator.fold`."""
+        assert isinstance(contribution, np.ndarray)  # noqa: S101 - narrows the type
+        self._ones.add(contribution)
+
+    def close(self) -> Closed:
+        """See `Aggregator.close`."""
+        no_scores = np.empty(0, dtype=np.int16)
+        counts = RoundCounts(self._ones.masks, False, self._ones.counts(), no_scores)
+        target = estimate(self._config, self._state, counts)
+        state = advance(self._config, self._state, counts, target, LAMBDA_ONE)
+        return Closed(state, None, self._ones.masks, Replay(counts, LAMBDA_ONE))

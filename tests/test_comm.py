@@ -1,0 +1,289 @@
+"""The ledger of a run: its arithmetic on a made-up one, and its truth on a real one."""
+
+import datetime
+import ipaddress
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from PIL import Image
+
+from cli.comm import apart, report
+from cli.ledger import DIRECTIONS, FRAMING, Ledger
+from common.config import parse_config
+from common.errors import ConfigError, PrismError, StorageError
+from common.model.architecture import Architecture
+
+TIMEOUT = 120
+CONFIG = """
+name = "tiny"
+rounds = 3
+[data]
+name = "folder"
+clients = 2
+[model]
+image_size = 16
+channels = 1
+[train]
+local_steps = 1
+batch_size = 4
+[output]
+sample_every = 0
+"""
+D = Architecture.of(parse_config(CONFIG).model).dimension
+
+
+def traffic(client: str, rpc: str, direction: str, payload: int, message: int, **more: Any) -> Any:
+    line = {"round": 0, "client": client, "direction": direction, "rpc": rpc, "calls": 1}
+    return {**line, "payload_bytes": payload, "message_bytes": message, **more}
+
+
+def counts(relay: str, up: int, down: int, **more: Any) -> Any:
+    line = {"relay": relay, "time": 0.0, "event": "total", "connections": 1, "tls": False}
+    received = {"up_received": up, "down_received": down}
+    return {**line, **received, "up_delivered": up, "down_delivered": down, **more}
+
+
+def write_lines(path: Path, *lines: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Two clients, two rounds; the first client had two relays, one after the other."""
+    out = tmp_path / "out"
+    write_lines(
+        out / "comm.jsonl",
+        traffic("ann", "SubmitUpdate", "up", 100_000, 100_100),
+        traffic("ann", "SubmitUpdate", "up", 100_000, 100_100, round=1),
+        traffic("ann", "SubmitUpdate", "down", 0, 4, calls=2),
+        traffic("ann", "FetchState", "down", 400_000, 400_200, round=1),
+        traffic("bob", "SubmitUpdate", "up", 50_000, 50_050),
+        # The same update again, and one that was refused by its header: no more client-rounds.
+        traffic("bob", "SubmitUpdate", "up", 50_000, 50_050),
+        traffic("bob", "SubmitUpdate", "up", 0, 100, round=1),
+        traffic("bob", "AwaitRound", "down", 0, 500, calls=10),
+    )
+    write_lines(out / "relay" / "ann.jsonl", counts("a", 10, 5), counts("a", 150_000, 1_000))
+    with (out / "relay" / "ann.jsonl").open("a") as file:
+        file.write(json.dumps(counts("b", 60_000, 400_000, down_delivered=399_000)) + "\n")
+        file.write('{"relay": "b", "up_recei')  # a relay that is just writing, or was killed
+    write_lines(
+        out / "metrics.jsonl",
+        {"round": 0, "entropy_bits": 0.5, "kl_bits": None},
+        {"round": 1, "entropy_bits": 0.7, "kl_bits": 0.02},
+    )
+    (out / "config.toml").write_text(CONFIG)
+    return out
+
+
+def test_sums(run: Path) -> None:
+    ledger = Ledger.read(run)
+    assert (ledger.name, ledger.dimension) == ("tiny", D)
+    up, down = (ledger.tally(direction) for direction in DIRECTIONS)
+    assert (up.payload_bytes, up.message_bytes, up.calls) == (300_000, 300_400, 5)
+    assert (down.payload_bytes, down.message_bytes, down.calls) == (400_000, 400_704, 13)
+    assert ledger.rounds_of() == 3
+    assert ledger.theory == {"entropy_bits": pytest.approx(0.6), "kl_bits": 0.02}
+    (ann,) = ledger.sockets.values()
+    assert (ann.up, ann.down, ann.connections, ann.lost) == (210_000, 401_000, 2, 1_000)
+
+    # Two updates: header, two chunks, end; and a state: header, seven chunks.
+    assert ledger.tally("up", ["ann"]).messages == 2 * 4
+    assert ledger.tally("down", ["ann"]).messages == 2 + 1 + 7
+    around = 2 * FRAMING["up"].connection + 2 * FRAMING["up"].call + 8 * FRAMING["up"].message
+    assert ledger.framed("up", ["ann"]) == 200_200 + around
+
+
+def test_report(run: Path) -> None:
+    ledger = Ledger.read(run)
+    found = report(ledger)
+    assert found["client_rounds"] == 3
+    assert found["payload"]["up_bits_per_parameter"] == pytest.approx(8 * 300_000 / 3 / D)
+    assert found["message"]["bytes"] == 300_400 + 400_704
+    assert found["fedavg"]["up_bits_per_parameter"] == 32
+    assert found["fedavg"]["bytes_per_client_round"] == 8 * D
+    assert found["paper_bytes"] == 5_750_000
+    # One of the two clients has a relay, so it alone is compared.
+    assert found["socket"]["clients"] == ["ann"]
+    assert found["socket"]["bytes_per_client_round"] == 611_000 / 2
+    over = apart(ledger)
+    assert over["socket_over_payload"] == pytest.approx(100 * (611 / 600 - 1))
+    assert over["message_over_payload"] == pytest.approx(100 * (600_404 / 600_000 - 1))
+    assert {row["rpc"] for row in found["rpc"]} == {"SubmitUpdate", "FetchState", "AwaitRound"}
+    assert sum(row["message_bytes"] for row in found["rpc"]) == 300_400 + 400_704
+
+
+def prism(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+
+
+def test_tables(run: Path) -> None:
+    done = prism("comm", run)
+    assert done.returncode == 0, done.stderr
+    for text in (
+        f"{D:,} parameters, 3 client-rounds",
+        "divergence KL(client || state)",
+        "codec payload",
+        "socket (measured, 1 of 2 clients)",
+        "FedAvg, FP32, same d",
+        "5.75 MB",
+        "socket over payload +1.83 %",
+        "1000 bytes entered a relay and never left it",
+    ):
+        assert text in done.stdout
+
+
+def test_a_run_that_has_just_begun(run: Path) -> None:
+    (run / "comm.jsonl").write_text("")
+    (run / "metrics.jsonl").unlink()
+    write_lines(run / "relay" / "ann.jsonl", counts("a", 0, 0))
+    found = report(Ledger.read(run))
+    assert found["client_rounds"] == 0
+    assert found["payload"]["up_bits_per_parameter"] is None
+    assert found["socket"] is None
+    done = prism("comm", run)
+    assert done.returncode == 0, done.stderr
+    assert "no relay stood before a client" in done.stdout
+
+
+def test_what_cannot_be_read(run: Path, tmp_path: Path) -> None:
+    def refuses(path: Path, kind: type[PrismError], says: str) -> None:
+        with pytest.raises(kind, match=says):
+            Ledger.read(path)
+
+    refuses(tmp_path / "none", ConfigError, "is no directory")
+    refuses(tmp_path, ConfigError, r"no comm\.jsonl")
+    write_lines(run / "relay" / "carl.jsonl", counts("c", 1, 1))
+    refuses(run, ConfigError, "no client carl")
+    write_lines(run / "relay" / "carl.jsonl", {"relay": "c"})
+    refuses(run, StorageError, r"carl\.jsonl, line 1")
+    (run / "comm.jsonl").write_text("[]\n")
+    refuses(run, StorageError, r"comm\.jsonl, line 1")
+    (run / "config.toml").unlink()
+    refuses(run, ConfigError, r"cannot read config .*config\.toml")
+
+
+def check_ledger(out: Path, *, tls: bool) -> None:
+    """What the server saw, framed, is what the sockets carried; the relays lost nothing."""
+    ledger = Ledger.read(out)
+    assert set(ledger.sockets) == {client for _, client in ledger.client_rounds}
+    received = {"up": 0, "down": 0}
+    for path in (out / "relay").glob("*.jsonl"):
+        last = json.loads(path.read_text().splitlines()[-1])
+        assert last["event"] == "end"
+        for direction in DIRECTIONS:
+            assert last[f"{direction}_received"] == last[f"{direction}_delivered"]
+            received[direction] += last[f"{direction}_received"]
+    figures = report(ledger)
+    for direction in DIRECTIONS:
+        socket = sum(getattr(link, direction) for link in ledger.sockets.values())
+        assert socket == received[direction] == figures["socket"][f"{direction}_bytes"]
+        assert socket > ledger.tally(direction).message_bytes
+        assert ledger.framed(direction) == pytest.approx(socket, rel=0.02)
+    assert all(link.tls == tls for link in ledger.sockets.values())
+    assert abs(figures["apart_percent"]["socket_over_framed"]) < 2
+
+
+def images(folder: Path) -> str:
+    """What --data takes; few images, since nothing here is about them."""
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (4, 16, 16), dtype=np.uint8)
+    for number, image in enumerate(noise):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return f"folder:{folder}"
+
+
+def test_a_real_run(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(CONFIG)
+    out, data = tmp_path / "out", images(tmp_path / "images")
+    words = ("run", tmp_path / "c.toml", "--out", out, "--data", data)
+    done = prism(*words, "--relay", "--delay", "2ms")
+    assert done.returncode == 0, done.stderr + done.stdout
+    check_ledger(out, tls=False)
+    assert not list(out.glob("relay/*.address"))
+    assert report(Ledger.read(out))["payload"]["up_bits_per_parameter"] == pytest.approx(1, 0.001)
+
+
+def test_shaping_needs_relays(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(CONFIG)
+    words = ("run", tmp_path / "c.toml", "--out", tmp_path / "out", "--data", "digits")
+    done = prism(*words, "--rate", "1mbit")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "prism run: --rate shapes the relays: give --relay too"
+
+
+@contextmanager
+def process(log: Path, *words: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A background process that does not outlive the block."""
+    with log.open("ab") as stream:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "cli", *map(str, words)], stdout=stream, stderr=stream
+        )
+    try:
+        yield started
+    finally:
+        started.terminate()
+        started.wait(TIMEOUT)
+
+
+def address(file: Path, writer: subprocess.Popen[bytes]) -> str:
+    while not file.exists():
+        assert writer.poll() is None
+        time.sleep(0.02)
+    return file.read_text().strip()
+
+
+def test_a_real_run_with_tls(tmp_path: Path) -> None:
+    config, out = tmp_path / "c.toml", tmp_path / "out"
+    config.write_text(CONFIG)
+    certificate, key = certify(tmp_path)
+    serve = ("server", config, "--bind", "127.0.0.1:0", "--out", out, "--set", "data.clients=1")
+    secured = ("--tls-cert", certificate, "--tls-key", key)
+    with process(tmp_path / "server", *serve, *secured) as server:
+        to = ("--to", address(out / "address", server))
+        log = ("--log", out / "relay" / "ann.jsonl", "--address-file", tmp_path / "relay.address")
+        with process(tmp_path / "relay", "relay", *to, *log) as relay:
+            where = address(tmp_path / "relay.address", relay)
+            join = ("client", "--server", where, "--ca", certificate, "--name", "ann")
+            own = ("--data", images(tmp_path / "images"), "--threads", "1")
+            with process(tmp_path / "client", *join, *own) as ann:
+                assert ann.wait(TIMEOUT) == 0, (tmp_path / "client").read_text()
+            assert server.wait(TIMEOUT) == 0
+    check_ledger(out, tls=True)
+
+
+def certify(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for loopback, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - day, now + day)
+        .add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    format_, secret = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, format_, secret))
+    return folder / "cert.pem", folder / "key.pem"

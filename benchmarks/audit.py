@@ -43,7 +43,8 @@ from common.steps import initial_state
 CPU = torch.device("cpu")
 PARTS = 6
 MEMBERS = 100
-AXES = 400
+REFERENCE = 800
+AXES = 300
 """Principal axes of the reference population that the membership attack looks along."""
 TINY = """
 rounds = 1
@@ -143,8 +144,9 @@ def membership(config: RunConfig, confidence: float = CONFIDENCE) -> Finding:
     source = open_source("digits")
     order = np.random.default_rng(0).permutation(len(source))
     images = load_images(source, order, config.model.image_size, config.channels)
-    sizes = [MEMBERS, MEMBERS, len(images) - 2 * MEMBERS]
-    members, others, reference = torch.split(images, sizes)
+    members, others, reference, _ = torch.tensor_split(
+        images, [MEMBERS, 2 * MEMBERS, 2 * MEMBERS + REFERENCE]
+    )
     encoder = load_encoder(config.encoder.name, config.encoder.layers, config.encoder.pool)
     inside, outside = _phi1(encoder, members), _phi1(encoder, others)
     population = _phi1(encoder, reference)

@@ -25,9 +25,9 @@ from client.privacy import (
     check_encoder,
     features_of,
     noisy_values,
+    planned_epsilon,
     release_moments,
 )
-from common.accounting import gaussian_epsilon, gaussian_sigma
 from common.config import RunConfig
 from common.encoders import FeatureEncoder
 from common.errors import PrivacyError, StorageError
@@ -35,17 +35,6 @@ from common.state import GlobalState, Values
 
 log = logging.getLogger("prism.client")
 Batches = Callable[[], Iterable[Tensor]]
-
-
-def planned_epsilon(config: RunConfig) -> float:
-    """Epsilon, at the config's delta, of a client that takes part in every round."""
-    privacy = config.privacy
-    if privacy.mechanism == "none":
-        return math.inf
-    if privacy.mechanism == "moments":
-        return privacy.epsilon
-    one = 1 / gaussian_sigma(privacy.epsilon, privacy.delta)
-    return gaussian_epsilon(one * math.sqrt(config.rounds), privacy.delta)
 
 
 class Guard:

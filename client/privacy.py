@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from client.loss import Moments
 from client.noise import SIGMA_BITS, Integers, discrete_gaussian
-from common.accounting import gaussian_sigma
-from common.config import PrivacyConfig
+from common.accounting import gaussian_epsilon, gaussian_sigma
+from common.config import PrivacyConfig, RunConfig
 from common.data import to_unit
 from common.errors import PrivacyError
 from common.seeding import words
@@ -79,6 +79,17 @@ def calibrate_mask_noise(privacy: PrivacyConfig) -> Calibration:
     """One round: any two changes of theta within the clipping norm lie 2 * clip apart at most."""
     noise = 2 * privacy.clip * gaussian_sigma(privacy.epsilon, privacy.delta)
     return Calibration(privacy.epsilon, privacy.delta, (2 * privacy.clip,), (noise,))
+
+
+def planned_epsilon(config: RunConfig) -> float:
+    """Epsilon, at the config's delta, of a client that takes part in every round."""
+    privacy = config.privacy
+    if privacy.mechanism == "none":
+        return math.inf
+    if privacy.mechanism == "moments":
+        return privacy.epsilon
+    mu = calibrate_mask_noise(privacy).mu
+    return gaussian_epsilon(mu * math.sqrt(config.rounds), privacy.delta)
 
 
 def check_delta(delta: float, n: int) -> None:

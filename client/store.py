@@ -21,6 +21,7 @@ import torch
 
 from client.transport import Report
 from common.errors import StorageError
+from common.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,7 @@ class ClientStore:
     def _write(self, name: str, content: bytes) -> None:
         if self._directory is None:
             return
-        partial = self._directory / (name + ".tmp")
-        partial.write_bytes(content)
-        partial.replace(self._directory / name)
+        write_atomically(self._directory / name, content)
 
 
 def _as_tensor(payload: bytes) -> torch.Tensor:

@@ -23,9 +23,9 @@ from grpc_reflection.v1alpha import reflection
 from common.address import check_security
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
+from common.files import write_atomically
 from common.rpc.prism.v1.federation_pb2_grpc import add_FederationServicer_to_server
 from server.engine import Engine
-from server.frames import write_atomically
 from server.interceptors import SERVICE, Gate
 from server.service import FederationService
 

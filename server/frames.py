@@ -19,6 +19,7 @@ from typing import IO, Any, Final
 from zlib import crc32
 
 from common.errors import StorageError
+from common.files import write_atomically
 
 MARKER_BYTES: Final = 8
 _SIZES: Final = struct.Struct("<II")
@@ -27,21 +28,6 @@ _HEAD_BYTES: Final = MARKER_BYTES + _SIZES.size + 4
 Entry = tuple[Mapping[str, Any], bytes]
 
 log = logging.getLogger(__name__)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file so that it is whole, old or new, whatever happens; durable on return."""
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 class FrameLog:

@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 
 from common.config import RunConfig, load_config
 from common.errors import ConfigError, StorageError
+from common.files import write_atomically
 from common.state import GlobalState
-from server.frames import FrameLog, write_atomically
+from server.frames import FrameLog
 
 _STATE: Final = "state"
 _DIGEST_BYTES: Final = 32

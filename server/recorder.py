@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from common.config import RunConfig
 from common.errors import ModelFileError
+from common.files import write_atomically
 from common.model.export import build_model, load_model
 from common.model.grid import image_grid, save_grid
 from common.state import PROB_ONE, GlobalState, entropy_bits, sigma
-from server.frames import write_atomically
 
 SAMPLES: Final = 64
 _NICE: Final = 10
@@ -253,6 +254,8 @@ def _report(future: Future[None]) -> None:
 
 
 def _lower_priority() -> None:
+    # Drawing is never urgent, and torch's threads would spin beside the clients' training.
+    torch.set_num_threads(1)
     # On Linux the priority is a thread's own, and the threads that it starts inherit it.
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -122,8 +122,8 @@ def test_membership() -> None:
     found = membership(run, CONFIDENCE)
     assert found.passed, found
     # The raw moments of a hundred images give their members away; the release does not.
-    assert found.figures["auc_raw_moments"] > 0.8
-    assert found.figures["auc_release"] < 0.75
+    assert found.figures["auc_raw_moments"] > 0.7
+    assert found.figures["auc_release"] < 0.7
 
 
 def test_clopper_pearson() -> None:

@@ -6,7 +6,7 @@ import pytest
 from client.update import encode_update
 from common.codecs import KEYFRAME, KEYFRAME_ENTROPY
 from common.config import RunConfig, parse_config
-from common.errors import ConfigError, PayloadError
+from common.errors import PayloadError
 from common.state import GlobalState, sigma
 from common.steps import StateStep, apply_steps, initial_state
 from server.aggregate import Closed

@@ -1,13 +1,12 @@
 """The ledger of a run: its arithmetic on a made-up one, and its truth on a real one."""
 
+import asyncio
 import datetime
 import ipaddress
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
+from support import running
 
 from cli.comm import apart, report
 from cli.ledger import DIRECTIONS, FRAMING, Ledger
+from cli.link import Link
+from cli.shaping import Shape
 from common.config import parse_config
 from common.errors import ConfigError, PrismError, StorageError
 from common.model.architecture import Architecture
@@ -229,43 +231,29 @@ def test_shaping_needs_relays(tmp_path: Path) -> None:
     assert done.stderr.strip() == "prism run: --rate shapes the relays: give --relay too"
 
 
-@contextmanager
-def process(log: Path, *words: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A background process that does not outlive the block."""
-    with log.open("ab") as stream:
-        started = subprocess.Popen(
-            [sys.executable, "-m", "cli", *map(str, words)], stdout=stream, stderr=stream
-        )
-    try:
-        yield started
-    finally:
-        started.terminate()
-        started.wait(TIMEOUT)
-
-
-def address(file: Path, writer: subprocess.Popen[bytes]) -> str:
-    while not file.exists():
-        assert writer.poll() is None
-        time.sleep(0.02)
-    return file.read_text().strip()
-
-
 def test_a_real_run_with_tls(tmp_path: Path) -> None:
-    config, out = tmp_path / "c.toml", tmp_path / "out"
-    config.write_text(CONFIG)
+    out = tmp_path / "out"
+    config = parse_config(CONFIG, ["data.clients=1"])
     certificate, key = certify(tmp_path)
-    serve = ("server", config, "--bind", "127.0.0.1:0", "--out", out, "--set", "data.clients=1")
-    secured = ("--tls-cert", certificate, "--tls-key", key)
-    with process(tmp_path / "server", *serve, *secured) as server:
-        to = ("--to", address(out / "address", server))
-        log = ("--log", out / "relay" / "ann.jsonl", "--address-file", tmp_path / "relay.address")
-        with process(tmp_path / "relay", "relay", *to, *log) as relay:
-            where = address(tmp_path / "relay.address", relay)
-            join = ("client", "--server", where, "--ca", certificate, "--name", "ann")
-            own = ("--data", images(tmp_path / "images"), "--threads", "1")
-            with process(tmp_path / "client", *join, *own) as ann:
-                assert ann.wait(TIMEOUT) == 0, (tmp_path / "client").read_text()
-            assert server.wait(TIMEOUT) == 0
+
+    async def main() -> None:
+        secured = {"tls_cert": certificate, "tls_key": key}
+        async with running(config, out, to_the_end=True, **secured) as address:
+            link = Link("127.0.0.1:0", address, Shape(), out / "relay" / "ann.jsonl")
+            relaying = asyncio.create_task(link.run())
+            words = ("client", "--server", link.address, "--ca", certificate, "--name", "ann")
+            data = ("--data", images(tmp_path / "images"), "--threads", "1")
+            client = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "cli", *map(str, (*words, *data))),
+                stderr=asyncio.subprocess.PIPE,
+            )
+            _, said = await asyncio.wait_for(client.communicate(), TIMEOUT)
+            assert client.returncode == 0, said.decode()
+        relaying.cancel()
+        with suppress(asyncio.CancelledError):
+            await relaying
+
+    asyncio.run(main())
     check_ledger(out, tls=True)
 
 

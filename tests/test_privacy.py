@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import client.privacy
 from cli.privacy import privacy as privacy_command
-from client.guard import Guard, planned_epsilon
+from client.guard import Guard
 from client.ledger import Entry, Ledger, total_epsilon
 from client.loss import Moments, normalised_moments
 from client.methods import make_trainer
@@ -28,6 +28,7 @@ from client.privacy import (
     calibrate_moments,
     check_encoder,
     noisy_values,
+    planned_epsilon,
     release_moments,
 )
 from common.accounting import compose, gaussian_epsilon, gaussian_sigma

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from common.config import RunConfig
 from common.errors import ModelFileError
+from common.files import write_atomically
 from common.model.architecture import Architecture
 from common.model.frozen import frozen_weights
 from common.model.generator import FixedStatistics, calibrate, generate, normalised_widths
@@ -72,9 +73,7 @@ class ExportedModel:
             "round": str(self.round),
         }
         header["digest"] = _digest(header, tensors)
-        partial = path.with_name(path.name + ".tmp")
-        safetensors.numpy.save_file(tensors, partial, metadata=header)
-        partial.replace(path)
+        write_atomically(path, safetensors.numpy.save(tensors, metadata=header))
 
     def _tensors(self) -> dict[str, NDArray[Any]]:
         name = "mask" if self.parameters.dtype == np.uint8 else "weights"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from common.files import write_atomically
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
@@ -31,6 +34,6 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
     picture = picture.resize(
         (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST
     )
-    partial = path.with_name(path.name + ".tmp")
-    picture.save(partial, format="PNG")
-    partial.replace(path)
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    write_atomically(path, content.getvalue())

@@ -1,11 +1,11 @@
 """Quality under privacy: one line a setting, taken up again where it stopped.
 
-    python -m benchmarks.privacy configs/mnist.toml --data-dir data --json > privacy.jsonl
-    python -m benchmarks.privacy configs/mnist.toml --data-dir data --out privacy.jsonl
+    python -m benchmarks.privacy configs/mnist.toml --data-dir data --set data.clients=10 \\
+        --set encoder.pool=4 --out privacy.jsonl
 
 For each partition: the run without a mechanism, then `moments` at each epsilon, record-level for
 the whole run; then the same moments of the same images pooled in one place, at the same epsilon.
-Settings whose line is in --out already are skipped.
+Runs whose line is in --out already are not run again.
 
 Beside the Frechet distance stands `accuracy`: of a classifier that was trained on generated
 images alone, tested on real test images. The generator draws no labels, so the images are
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,25 +87,19 @@ def _classes(model: Lenet, images: Tensor) -> np.ndarray:
     return np.asarray(torch.cat(logits).argmax(1).numpy(), dtype=np.int64)
 
 
-def lines(
-    rows: list[Row], setting: Setting, path: Path, overrides: list[str], cache: Path
-) -> Iterator[dict[str, Any]]:
-    """Measure settings one after another; arguments as in `main`."""
-    judge = Judge(setting.config, setting.data_dir, cache)
-    for row in rows:
-        config = load_config(path, [*overrides, *row.changes])
-        last = None
-        for last in measure(replace(setting, config=config, every=config.rounds)):
-            pass
-        if last is not None:
-            yield {
-                "partition": row.partition,
-                "epsilon": row.epsilon,
-                "delta": None if row.epsilon is None else config.privacy.delta,
-                "clients": config.data.clients,
-                **last.line,
-                "accuracy": judge.accuracy(last.images),
-            }
+def measured_row(row: Row, setting: Setting, judge: Judge) -> dict[str, Any]:
+    """One line, from the end of a whole run."""
+    config = setting.config
+    (last,) = measure(replace(setting, every=config.rounds))
+    return {
+        "run": config.run_id().hex(),
+        "partition": row.partition,
+        "epsilon": row.epsilon,
+        "delta": None if row.epsilon is None else config.privacy.delta,
+        "clients": config.data.clients,
+        **last.line,
+        "accuracy": judge.accuracy(last.images),
+    }
 
 
 def main(
@@ -131,20 +124,21 @@ def main(
     wanted = [None if e == 0 else e for e in epsilon] if epsilon else [None, *EPSILONS]
     rows = [Row(p, e) for p in partition or PARTITIONS for e in wanted]
     kept = out.read_text().splitlines() if out is not None and out.exists() else []
-    measured = [json.loads(line) for line in kept]
-    there = {(line["partition"], line["epsilon"]) for line in measured}
-    missing = [row for row in rows if (row.partition, row.epsilon) not in there]
-    overrides = override or []
+    there = {line["run"]: line for line in map(json.loads, kept)}
+    measured = []
+    judge: Judge | None = None
     try:
-        config = load_config(path, overrides)
-        setting = Setting(
-            config, data_dir, features, samples=samples, device=torch.device(device), cache=cache
-        )
-        for line in lines(missing, setting, path, overrides, cache):
+        for row in rows:
+            config = load_config(path, [*(override or []), *row.changes])
+            line = there.get(config.run_id().hex())
+            if line is None:
+                judge = judge or Judge(config, data_dir, cache)
+                setting = Setting(config, data_dir, features, samples=samples, cache=cache)
+                line = measured_row(row, replace(setting, device=torch.device(device)), judge)
+                if out is not None:
+                    with out.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
             measured.append(line)
-            if out is not None:
-                with out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
             if as_json:
                 print(json.dumps(line), flush=True)
     except PrismError as error:

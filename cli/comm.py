@@ -211,7 +211,7 @@ def _apart(ledger: Ledger) -> list[str]:
     if not ledger.sockets:
         lines.append("no socket bytes: no relay stood before a client (prism run --relay)")
     if lost := sum(link.lost for link in ledger.sockets.values()):
-        lines.append(f"{lost} bytes entered a relay and never left it: a connection broke")
+        lines.append(f"{lost} bytes were still on their way when a connection ended")
     return lines
 
 

@@ -113,7 +113,7 @@ class Sockets:
     Attributes:
         up: bytes that the client wrote to its sockets.
         down: bytes that the server wrote to its.
-        lost: bytes that were read on one side and never written on the other.
+        lost: bytes that were still on their way when a connection ended.
         connections: that were made.
         tls: whether a TLS handshake began them.
     """

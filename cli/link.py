@@ -147,11 +147,12 @@ class Link:
             raise ConfigError(f"--to {to}: port 0 is nobody's")
         self.total = Meters.new()
         self.connections = 0
+        self._accepted = 0
         self._shape = shape
         self._up = _Lane(shape, self.total.up)
         self._down = _Lane(shape, self.total.down)
         self._id = secrets.token_hex(8)
-        self._last: dict[str, int] | None = None
+        self._last = self.total.figures()
         self._journal = None
         self._listener = _listen(listen, shape)
         host, port = self._listener.getsockname()[:2]
@@ -177,8 +178,8 @@ class Link:
                         log.warning("cannot accept a connection: %s", error.strerror)
                         await asyncio.sleep(1)
                         continue
-                    self.connections += 1
-                    group.create_task(self._connection(self.connections, client, peer))
+                    self._accepted += 1
+                    group.create_task(self._connection(self._accepted, client, peer))
         finally:
             self._listener.close()
             self._note("end")
@@ -198,6 +199,7 @@ class Link:
                 log.warning("connection %d: cannot reach %s:%d: %s", number, host, port, why)
                 self._note("unreachable", about)
                 return
+            self.connections += 1
             try:
                 with server:
                     how = await self._pass_on(client, server, meters)

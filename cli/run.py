@@ -234,7 +234,8 @@ def _stop(members: Sequence[_Member]) -> None:
     # Clients first, so that they can say goodbye to a server that still listens.
     for member in reversed(members):
         if member.process.poll() is None:
-            member.process.send_signal(signal.SIGINT)
+            # A shell has SIGINT ignored by what it runs in the background.
+            member.process.terminate()
     deadline = time.monotonic() + STOP_SECONDS
     for member in members:
         try:

@@ -76,7 +76,7 @@ class Trainer(ABC):
         self._architecture = Architecture.of(config.model)
         self._trained = torch.zeros(self._architecture.dimension, device=device, requires_grad=True)
         self._optimiser = torch.optim.Adam(
-            [self._trained], lr=config.train.learning_rate, betas=(0.5, 0.999)
+            [self._trained], lr=config.train.learning_rate, betas=(0.5, 0.999), fused=True
         )
         self._averages = MovingAverages(real.mean.numel(), config.train.moving_average_rate, device)
 

@@ -59,9 +59,11 @@ def test_composition_against_a_privacy_loss_distribution() -> None:
 
 def test_the_published_mask_noise_claim_needs_huge_noise() -> None:
     """(9.8, 1e-5) for one client over 150 rounds, theta in [0, 1]^d, d = 3.5 million."""
-    d, rounds = 3_515_904, 150
-    sigma = math.sqrt(d * rounds) * gaussian_sigma(9.8, 1e-5)
-    assert sigma > 9_000
+    d, rounds = 3_543_616, 150
+    assert math.sqrt(d * rounds) * gaussian_sigma(9.8, 1e-5) == pytest.approx(11_700, rel=0.01)
+    one = 1 / gaussian_sigma(9.8, 1e-5)
+    said = [gaussian_epsilon(compose([one] * t), 1e-5) for t in (1, 10, 40, 150, 500)]
+    assert said == pytest.approx([9.8, 45.1, 130, 392, 1155], rel=0.005)
 
 
 def test_edges() -> None:

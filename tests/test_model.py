@@ -93,7 +93,8 @@ def test_masked_gradients_against_the_written_out_expression(
     uniform, x = torch.rand(frozen.shape), torch.randn(inputs, dtype=torch.float64)
     scores = torch.randn(frozen.shape, dtype=torch.float64, requires_grad=True)
     mask = sample_mask(scores, uniform, scaled=scaled)
-    apply_layer(layer, x, frozen * mask).square().sum().backward()  # type: ignore[no-untyped-call]
+    own = (frozen * mask)[5 : 5 + layer.count].view(shape)
+    apply_layer(layer, x, own).square().sum().backward()  # type: ignore[no-untyped-call]
 
     written = scores.detach().clone().requires_grad_()
     theta = torch.sigmoid(written)

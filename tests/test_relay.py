@@ -178,7 +178,9 @@ def test_an_unreachable_server_closes_the_connection_and_nothing_else(
                 await running
 
     asyncio.run(main())
-    assert journal_of(tmp_path / "log")[0]["event"] == "unreachable"
+    lines = journal_of(tmp_path / "log")
+    assert (lines[0]["event"], lines[0]["connections"]) == ("unreachable", 0)
+    assert lines[-1]["connections"] == 1
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(said) == 1
     assert "Connection refused" in said[0]

@@ -466,6 +466,29 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         elif result is Claimed.DUPLICATE:
             assert self.durable[name] == digest
 
+    @rule(index=st.integers(0, 5))
+    def one_of_the_cohort_submits(self, index: int) -> None:
+        """All of it at once, so that rounds close often enough."""
+        if self.rounds.phase is not Phase.OPEN:
+            return
+        name = self.rounds.cohort[index % len(self.rounds.cohort)]
+        if name not in self.rounds.members.live(self.now):
+            self.join(name, wants=False, same=True)
+        before = len(self.tickets)
+        self.claim(name, DIGEST, 0)
+        for ticket in self.tickets[before:]:
+            self.event(lambda t=ticket: self.rounds.store(t))
+            self.finish(ticket)
+
+    def finish(self, ticket: Ticket) -> None:
+        def call() -> Effects:
+            slot = self.rounds._slots.get(ticket.name)
+            if slot and slot.ticket == ticket and slot.stage == "storing":
+                self.durable[ticket.name] = ticket.digest
+            return self.rounds.commit(self.now, ticket)
+
+        self.event(call)
+
     @rule(data=st.data())
     def store(self, data: st.DataObject) -> None:
         if self.tickets:
@@ -475,15 +498,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     @rule(data=st.data())
     def commit(self, data: st.DataObject) -> None:
         if self.tickets:
-            ticket = data.draw(st.sampled_from(self.tickets))
-
-            def call() -> Effects:
-                slot = self.rounds._slots.get(ticket.name)
-                if slot and slot.ticket == ticket and slot.stage == "storing":
-                    self.durable[ticket.name] = ticket.digest
-                return self.rounds.commit(self.now, ticket)
-
-            self.event(call)
+            self.finish(data.draw(st.sampled_from(self.tickets)))
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:

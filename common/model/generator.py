@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.model.architecture import Architecture
-from common.model.masked import apply_layer
+from common.model.masked import apply_layer, layer_weights
+from common.model.upsample import doubled_convolution
 
 
 class Normaliser(Protocol):
@@ -58,16 +59,18 @@ def generate(
         (B, channels, image_size, image_size) in [-1, 1].
     """
     layers = {layer.name: layer for layer in architecture.layers}
+    parts = layer_weights(architecture.layers, weights)
 
     def run(name: str, x: Tensor) -> Tensor:
-        return apply_layer(layers[name], x, weights)
+        return apply_layer(layers[name], x, parts[name])
 
-    x = run("project", z[:, :, None, None])
+    # The convolutions that follow are fastest on this layout.
+    x = run("project", z[:, :, None, None]).contiguous(memory_format=torch.channels_last)
     for block in range(architecture.blocks):
         # A 1x1 convolution and nearest upsampling commute; small first is four times cheaper.
         bypass = _double(run(f"block{block}.bypass", x))
-        x = _double(F.relu(normalise(x, 2 * block)))
-        x = run(f"block{block}.conv1", x)
+        x = F.relu(normalise(x, 2 * block))
+        x = doubled_convolution(x, parts[f"block{block}.conv1"])
         x = F.relu(normalise(x, 2 * block + 1))
         x = bypass + run(f"block{block}.conv2", x)
     x = F.relu(normalise(x, 2 * architecture.blocks))

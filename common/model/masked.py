@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +25,11 @@ class _StraightThroughBernoulli(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (theta,) = ctx.saved_tensors
-        slope = theta * (1 - theta)
+        # In place: at this length, memory that was never touched costs more than arithmetic.
+        slope = torch.addcmul(theta, theta, theta, value=-1)
         if ctx.scaled:
-            slope = slope * theta
-        return gradients[0] * slope, None, None
+            slope.mul_(theta)
+        return slope.mul_(gradients[0]), None, None
 
 
 def sample_mask(scores: Tensor, uniform: Tensor, *, scaled: bool) -> Tensor:
@@ -50,13 +51,27 @@ _OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def apply_layer(layer: LayerSpec, x: Tensor, weights: Tensor) -> Tensor:
-    """Run one layer on its slice of the flat effective weights.
+def layer_weights(layers: Sequence[LayerSpec], weights: Tensor) -> dict[str, Tensor]:
+    """Each layer's part of the flat effective weights, in its shape, by name.
+
+    One split: its gradient is written once, where slices would each add a vector of length d.
 
     Args:
-        layer: shape, kind and offset.
-        x: (B, C, H, W), or (B, C) for a linear layer.
+        layers: they tile the vector, in order.
         weights: (d,) effective weights W * M of the whole model.
     """
-    weight = weights[layer.offset : layer.offset + layer.count].view(layer.shape)
+    parts = torch.split(weights, [layer.count for layer in layers])
+    return {
+        layer.name: part.view(layer.shape) for layer, part in zip(layers, parts, strict=True)
+    }
+
+
+def apply_layer(layer: LayerSpec, x: Tensor, weight: Tensor) -> Tensor:
+    """Run one layer on its effective weight.
+
+    Args:
+        layer: whose kind says which operation it is.
+        x: (B, C, H, W), or (B, C) for a linear layer.
+        weight: W * M, of the layer's shape.
+    """
     return _OPERATIONS[layer.kind](x, weight)

@@ -23,7 +23,7 @@ def doubled_convolution(x: Tensor, weight: Tensor) -> Tensor:
         weight: (O, I, 3, 3).
 
     Returns:
-        (B, O, 2 H, 2 W).
+        (B, O, 2 H, 2 W), channels last where x has them last.
     """
     form = _by_taps if x.shape[1] >= _MANY_CHANNELS else _by_transposed_convolution
     return form(x, weight)
@@ -40,12 +40,13 @@ def _by_transposed_convolution(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _by_taps(x: Tensor, weight: Tensor) -> Tensor:
-    """Nine 1x1 convolutions of the small map, one per tap; then sums of shifted results."""
+    """One matrix product on the small map for all nine taps; then sums of shifted results."""
     (batch, _, height, width), (outputs, inputs) = x.shape, weight.shape[:2]
-    taps = F.conv2d(x, weight.permute(2, 3, 0, 1).reshape(9 * outputs, inputs, 1, 1))
-    taps = taps.view(batch, 3, 3, outputs, height, width)
-    rows = _interleave(*taps.unbind(1), axis=3)
-    return _interleave(*rows.unbind(1), axis=3)
+    pixels = x.permute(0, 2, 3, 1).reshape(-1, inputs)
+    taps = F.linear(pixels, weight.permute(2, 3, 0, 1).reshape(-1, inputs))
+    taps = taps.view(batch, height, width, 3, 3, outputs)
+    rows = _interleave(*taps.unbind(3), axis=1)
+    return _interleave(*rows.unbind(3), axis=2).permute(0, 3, 1, 2)
 
 
 def _interleave(before: Tensor, at: Tensor, after: Tensor, axis: int) -> Tensor:

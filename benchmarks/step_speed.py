@@ -64,12 +64,14 @@ class Compared:
         return max(abs(a - b) / abs(b) for a, b in pairs)
 
 
-def step_config(width: int, batch: int, steps: int, image_size: int = 32) -> RunConfig:
+def step_config(
+    width: int, batch: int, steps: int, image_size: int = 32, precision: str = "float32"
+) -> RunConfig:
     """The published sizes but for what is given; masks scaled by theta, as released."""
     return parse_config(
         f"[model]\nwidth = {width}\nimage_size = {image_size}\n"
         f"[train]\nbatch_size = {batch}\nlocal_steps = {steps}\n"
-        'straight_through = "scaled"\n[data]\nname = "mnist"'
+        f'straight_through = "scaled"\nprecision = "{precision}"\n[data]\nname = "mnist"'
     )
 
 
@@ -133,20 +135,22 @@ def main(
     batch: Annotated[int, typer.Option(min=2, help="Generated images a step.")] = 8,
     width: Annotated[int, typer.Option(min=1, help="Width of the generator.")] = 64,
     encoder: Annotated[str, typer.Option(help="vgg19_bn or small.")] = "vgg19_bn",
-    steps: Annotated[int, typer.Option(min=1, help="Steps that are compared and timed.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are compared and timed.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="How often to time them.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    precision: Annotated[str, typer.Option(help="Of ours: float32 or bfloat16.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Time one local step of ours and of the published recipe, and compare their losses."""
     torch.set_num_threads(threads)
     load = load_vgg19_bn(random_seed=1) if encoder == "vgg19_bn" else load_small()
-    compared = compare(step_config(width, batch, steps), load, repeats)
+    compared = compare(step_config(width, batch, steps, precision=precision), load, repeats)
     facts = {
         "batch": batch,
         "width": width,
         "encoder": encoder,
         "threads": threads,
+        "precision": precision,
         **asdict(compared),
         "loss_error": compared.loss_error,
         "ratio": compared.ratio,
@@ -157,7 +161,7 @@ def main(
         print(json.dumps(facts))
         return
     print(
-        f"width {width}, batch {batch}, {encoder}, {threads} thread(s): "
+        f"width {width}, batch {batch}, {encoder}, {threads} thread(s), {precision}: "
         f"published {compared.published_seconds:.3f} s, ours {compared.ours_seconds:.3f} s, "
         f"{compared.ratio:.2f} times as fast; losses differ by {compared.loss_error:.1e}"
     )

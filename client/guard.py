@@ -33,6 +33,8 @@ from common.encoders import FeatureEncoder
 from common.errors import PrivacyError, StorageError
 from common.state import GlobalState, Values
 
+MECHANISMS = ("moments", "mask-noise")
+"""What this client can apply, as `privacy.mechanism` spells it."""
 log = logging.getLogger("prism.client")
 Batches = Callable[[], Iterable[Tensor]]
 

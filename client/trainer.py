@@ -73,6 +73,7 @@ class Trainer(ABC):
         self._encoder = encoder
         self._real = real
         self._device = device
+        self._half = config.train.precision == "bfloat16"
         self._architecture = Architecture.of(config.model)
         self._trained = torch.zeros(self._architecture.dimension, device=device, requires_grad=True)
         self._optimiser = torch.optim.Adam(
@@ -122,8 +123,12 @@ class Trainer(ABC):
     def _step(self, noise: torch.Generator) -> float:
         batch_size, latent = self._config.train.batch_size, self._architecture.latent
         z = self._random(torch.randn, noise, batch_size, latent)
-        images = generate(self._architecture, z, self._effective_weights(noise))
-        loss = self._averages.step(self._real, self._real.of(self._encoder(images)))
+        weights = self._effective_weights(noise)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            features = self._encoder(generate(self._architecture, z, weights))
+        # Differences of moments cancel, so the moments are always taken in full precision.
+        generated = self._real.of([layer.float() for layer in features])
+        loss = self._averages.step(self._real, generated)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()

@@ -15,6 +15,7 @@ from typing import cast
 
 import grpc
 
+from client.guard import MECHANISMS
 from common import PROTOCOL_VERSION, __version__, errors
 from common.codecs import MASK_CODECS, SCORE_CODECS, WEIGHT_CODECS
 from common.errors import ConfigError, PayloadError, PrismError, ProtocolError, TransportError
@@ -163,6 +164,7 @@ class Transport:
             state_codecs=[pb.StateCodec.ValueType(codec) for codec in STATE_CODECS],
             wants_partition=wants_partition,
             software=f"prism-fl {__version__}",
+            privacy_mechanisms=MECHANISMS,
         )
         if fingerprint is not None:
             request.fingerprint.CopyFrom(_to_wire(fingerprint))

@@ -79,6 +79,8 @@ class TrainConfig(_Section):
     """Reached along a half cosine at the last round; by default no schedule."""
     moving_average_rate: Annotated[float, Field(gt=0)] = 1e-5
     """Adam's on the moving averages of the feature differences."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the generator's and encoder's arithmetic; bfloat16 is faster where hardware has it."""
     straight_through: Literal["scaled", "unscaled"] = "scaled"
 
 

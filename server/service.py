@@ -209,6 +209,11 @@ class FederationService(FederationServicer):
         if lacking := needed - set(request.codecs):
             names = ", ".join(pb.Codec.Name(pb.Codec.ValueType(wire)) for wire in sorted(lacking))
             raise RunMismatch(f"the client lacks what updates of this run are coded with: {names}")
+        privacy = self._config.privacy
+        if privacy.require and privacy.mechanism not in request.privacy_mechanisms:
+            raise RunMismatch(
+                f"this run requires clients that apply privacy.mechanism {privacy.mechanism}"
+            )
         if unread := _STATE_CODECS[self._config.codec.down] - set(request.state_codecs):
             names = ", ".join(pb.StateCodec.Name(codec) for codec in sorted(unread))
             raise RunMismatch(f"the client lacks what states of this run are coded with: {names}")

@@ -132,6 +132,19 @@ def test_join_refusals(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_required_mechanism_keeps_out_who_lacks_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        config = tiny_config(privacy={"mechanism": "moments", "require": True})
+        async with federation(tmp_path, config, joined=False) as (ann, bob, _):
+            for offered in ([], ["mask-noise"]):
+                join = bob.join(privacy_mechanisms=offered)
+                error = await refused(join, CODE.FAILED_PRECONDITION)
+                assert "moments" in (error.details() or "")
+            assert (await ann.join(privacy_mechanisms=["mask-noise", "moments"])).session
+
+    asyncio.run(main())
+
+
 def test_partitions_survive_a_restart(tmp_path: Path) -> None:
     async def main() -> None:
         async with federation(tmp_path, joined=False) as (ann, bob, cleo):

@@ -61,9 +61,7 @@ def layer_weights(layers: Sequence[LayerSpec], weights: Tensor) -> dict[str, Ten
         weights: (d,) effective weights W * M of the whole model.
     """
     parts = torch.split(weights, [layer.count for layer in layers])
-    return {
-        layer.name: part.view(layer.shape) for layer, part in zip(layers, parts, strict=True)
-    }
+    return {layer.name: part.view(layer.shape) for layer, part in zip(layers, parts, strict=True)}
 
 
 def apply_layer(layer: LayerSpec, x: Tensor, weight: Tensor) -> Tensor:

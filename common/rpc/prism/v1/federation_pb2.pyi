@@ -165,6 +165,7 @@ class JoinRequest(google.protobuf.message.Message):
     STATE_CODECS_FIELD_NUMBER: builtins.int
     WANTS_PARTITION_FIELD_NUMBER: builtins.int
     SOFTWARE_FIELD_NUMBER: builtins.int
+    PRIVACY_MECHANISMS_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     client_name: builtins.str
     """1 to 64 printable characters"""
@@ -180,6 +181,10 @@ class JoinRequest(google.protobuf.message.Message):
     def codecs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___Codec.ValueType]: ...
     @property
     def state_codecs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___StateCodec.ValueType]: ...
+    @property
+    def privacy_mechanisms(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """what this client can apply; see privacy.require"""
+
     def __init__(
         self,
         *,
@@ -191,9 +196,10 @@ class JoinRequest(google.protobuf.message.Message):
         state_codecs: collections.abc.Iterable[Global___StateCodec.ValueType] | None = ...,
         wants_partition: builtins.bool = ...,
         software: builtins.str = ...,
+        privacy_mechanisms: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["fingerprint", b"fingerprint"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["client_name", b"client_name", "codecs", b"codecs", "fingerprint", b"fingerprint", "instance", b"instance", "protocol_version", b"protocol_version", "software", b"software", "state_codecs", b"state_codecs", "wants_partition", b"wants_partition"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["client_name", b"client_name", "codecs", b"codecs", "fingerprint", b"fingerprint", "instance", b"instance", "privacy_mechanisms", b"privacy_mechanisms", "protocol_version", b"protocol_version", "software", b"software", "state_codecs", b"state_codecs", "wants_partition", b"wants_partition"]) -> None: ...
 
 Global___JoinRequest: typing_extensions.TypeAlias = JoinRequest
 

@@ -82,8 +82,9 @@ class FederationServicer(object):
         instance is not 16 bytes
         FAILED_PRECONDITION  other protocol version; the fingerprint is not the
         run's (seed, dimension, weights, tables); the client
-        lacks the run's codec; the requested partition is
-        not one of this run's
+        lacks the run's codec or a privacy mechanism that the
+        run requires; the requested partition is not one of
+        this run's
         ALREADY_EXISTS       another live instance holds this name
         PERMISSION_DENIED    mutual TLS is on and the client's certificate is for
         another name (so too in every later call)

@@ -79,7 +79,8 @@ class RunDisplay:
             self._live.stop()
         if kind is None and self._rounds:
             out = self._directory
-            self._console.print(f"model: {out}/model.prism   picture: {out}/samples.png")
+            line = f"model: {out}/model.prism   picture: {out}/samples.png"
+            self._console.print(line, soft_wrap=True, highlight=False)
 
     def refresh(self) -> None:
         """Read what is new and show it."""
@@ -91,7 +92,7 @@ class RunDisplay:
                 self._first_round = line["round"]
             self._rounds.append(line)
             if not self._console.is_terminal:
-                self._console.print(self._line(line))
+                self._console.print(self._line(line), soft_wrap=True, highlight=False)
         if self._console.is_terminal:
             self._live.update(self._table())
 

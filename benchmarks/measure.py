@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import numpy as np
 import torch
 import typer
 from torch import Tensor
 
 from common.config import RunConfig, load_config
-from common.data import ImageSource, load_images, open_source
+from common.data import ImageSource, open_source
 from common.errors import PrismError
 from common.model.grid import save_grid
-from common.quality import Evaluator
+from common.quality import Evaluator, evaluator_of
 
 REAL_IMAGES: Final = 5000
 """At most so many real images are held against as many generated ones."""
@@ -53,12 +52,15 @@ class Setting:
 
     def evaluator(self) -> Evaluator:
         """Judges against up to REAL_IMAGES training images, evenly spaced over the set."""
-        source = self.source()
-        count = min(REAL_IMAGES, len(source))
-        indices = np.linspace(0, len(source) - 1, count).astype(np.int64)
-        images = load_images(source, indices, self.config.model.image_size, self.config.channels)
-        labels = None if source.labels is None else source.labels[indices]
-        return Evaluator(images, labels, self.features, cache=self.cache, device=self.device)
+        return evaluator_of(
+            self.source(),
+            REAL_IMAGES,
+            self.config.model.image_size,
+            self.config.channels,
+            self.features,
+            cache=self.cache,
+            device=self.device,
+        )
 
     def due(self, rounds: int) -> bool:
         """Whether to evaluate after so many rounds."""

@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.data import load_images, open_source
+from common.data import open_source
 from common.errors import PrismError
 from common.model.export import load_model
-from common.quality import Evaluator
+from common.quality import evaluator_of
 
 
 def evaluate(
@@ -53,13 +52,12 @@ def evaluate(
         exported = load_model(model)
         source = open_source(data, data_dir, train=not test)
         count = min(samples, len(source))
-        indices = np.linspace(0, len(source) - 1, count).astype(np.int64)
         shape = exported.architecture
-        real = load_images(source, indices, shape.image_size, shape.channels)
-        labels = None if source.labels is None else source.labels[indices]
         console = Console(stderr=True)
         with console.status(f"computing {features} features of {count} real images"):
-            judge = Evaluator(real, labels, features, cache=cache)
+            judge = evaluator_of(
+                source, count, shape.image_size, shape.channels, features, cache=cache
+            )
         with console.status(f"judging {samples} generated images"):
             quality = judge.evaluate(exported.sample(samples, seed)).as_dict()
     except PrismError as error:

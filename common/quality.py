@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.data.source import to_unit
+from common.data.source import ImageSource, load_images, to_unit
 from common.encoders.inception import load_inception
 from common.encoders.lenet import Lenet, Progress, train_lenet
 from common.encoders.small import load_small
@@ -195,6 +195,24 @@ class Evaluator:
             shares=tuple(shares.tolist()),
             classes_covered=int(((shares >= expected / 10) & (shares > 0)).sum()),
         )
+
+
+def evaluator_of(
+    source: ImageSource, count: int, image_size: int, channels: int, features: str, **options: Any
+) -> Evaluator:
+    """An evaluator on up to `count` images of a source, evenly spaced over it.
+
+    Args:
+        source: the real images.
+        count: of them, at most.
+        image_size: side in pixels that they are brought to.
+        channels: 1 or 3, likewise.
+        features: see `Evaluator`, as are the options and errors.
+    """
+    indices = np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int64)
+    images = load_images(source, indices, image_size, channels)
+    labels = None if source.labels is None else source.labels[indices]
+    return Evaluator(images, labels, features, **options)
 
 
 def evaluate(

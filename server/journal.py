@@ -27,6 +27,7 @@ from common.errors import ConfigError, StorageError
 from common.files import write_atomically
 from common.state import GlobalState
 from server.frames import FrameLog
+from server.members import give_partition
 
 _STATE: Final = "state"
 _DIGEST_BYTES: Final = 32
@@ -105,7 +106,7 @@ class Recovered:
         """Fold in one log entry, in the order of writing."""
         kind = entry["kind"]
         if kind == "partition":
-            self.partitions[entry["client"]] = entry["index"]
+            give_partition(self.partitions, entry["client"], entry["index"])
         elif kind == "open":
             self.attempt, self.cohort = entry["attempt"], tuple(entry["cohort"])
         elif kind == "update":
@@ -169,9 +170,9 @@ class Journal:
         return found
 
     def append_partition(self, client: str, index: int) -> None:
-        """Remember a data partition for the whole run."""
+        """Remember who holds a data partition."""
         self._append({"kind": "partition", "client": client, "index": index})
-        self._partitions[client] = index
+        give_partition(self._partitions, client, index)
 
     def append_open(self, attempt: int, cohort: tuple[str, ...]) -> None:
         """Remember who was drawn."""

@@ -17,7 +17,7 @@ REJOIN_SECONDS: Final = 60.0
 
 @dataclass(frozen=True)
 class PartitionGiven:
-    """A name got a data partition, for the whole run: remember it."""
+    """A name got a data partition, to keep until it is gone and another needs it."""
 
     name: str
     index: int
@@ -70,7 +70,7 @@ class Members:
         Raises:
             ProtocolError: the name or the instance is malformed.
             AlreadyExists: another live instance holds the name.
-            RunMismatch: all partitions are handed out.
+            RunMismatch: all partitions are held by clients that are here.
         """
         check_identity(name, instance)
         held = self._members.get(name)
@@ -78,16 +78,10 @@ class Members:
             raise AlreadyExists(f"another live client is called {name}: choose another name")
         given: tuple[PartitionGiven, ...] = ()
         if wants_partition and name not in self._partitions:
-            free = set(range(self.partition_count)) - set(self._partitions.values())
-            if not free:
-                raise RunMismatch(
-                    f"all {self.partition_count} partitions are given to other clients: "
-                    f"come back under an earlier name, or bring other data"
-                )
-            given = (PartitionGiven(name, min(free)),)
+            given = (PartitionGiven(name, self._free_partition(now)),)
 
         for partition in given:
-            self._partitions[name] = partition.index
+            give_partition(self._partitions, name, partition.index)
         if held:
             del self._sessions[held.session]
         self._members[name] = _Member(session, instance, now + self.lease_seconds)
@@ -140,6 +134,20 @@ class Members:
         """Names that were here before a restart and may yet come back, sorted."""
         return tuple(sorted(n for n, until in self._awaited.items() if until > now))
 
+    def _free_partition(self, now: float) -> int:
+        """One that nobody was given, else one of a client that is gone."""
+        every = set(range(self.partition_count))
+        here = {name for name, member in self._members.items() if member.expires > now}
+        here |= self._awaited.keys()
+        held = {index for name, index in self._partitions.items() if name in here}
+        free = (every - set(self._partitions.values())) or (every - held)
+        if not free:
+            raise RunMismatch(
+                f"all {self.partition_count} partitions are held by clients that are here: "
+                f"bring other data, or start the run with more data.clients"
+            )
+        return min(free)
+
     def partition(self, name: str) -> int | None:
         """The data partition of a name, if it has one."""
         return self._partitions.get(name)
@@ -161,3 +169,10 @@ def check_identity(name: str, instance: bytes) -> None:
         raise ProtocolError(f"a client name has 1 to {NAME_LENGTH} printable characters")
     if len(instance) != INSTANCE_BYTES:
         raise ProtocolError(f"an instance is {INSTANCE_BYTES} bytes, not {len(instance)}")
+
+
+def give_partition(partitions: dict[str, int], name: str, index: int) -> None:
+    """Give a partition to a name, and to that name alone."""
+    for other in [other for other, held in partitions.items() if held == index]:
+        del partitions[other]
+    partitions[name] = index

@@ -330,10 +330,13 @@ def test_partitions_are_sticky_and_run_out() -> None:
     assert PartitionGiven("b", 0) in join(rounds, "b", wants=True)
     assert join(rounds, "free") == (Opened(0, 0, ("b", "free")),), "brought its own data"
     assert join(rounds, "a", wants=True) == (PartitionGiven("a", 1),)
-    rounds.leave(1.0, "session-b")
     refused(rounds, RunMismatch, lambda: join(rounds, "c", 1.0, wants=True))
+    rounds.leave(1.0, "session-b")
     assert not any(isinstance(e, PartitionGiven) for e in join(rounds, "b", 2.0, wants=True))
     assert (rounds.members.partition("b"), rounds.members.partition("free")) == (0, None)
+    rounds.leave(3.0, "session-b")
+    assert PartitionGiven("c", 0) in join(rounds, "c", 3.0, wants=True), "b is gone"
+    refused(rounds, RunMismatch, lambda: join(rounds, "b", 4.0, wants=True))
 
 
 def resumed(earlier: Interrupted | None, attempt: int = 0, **config: object) -> Rounds:

@@ -157,6 +157,10 @@ def test_partitions_survive_a_restart(tmp_path: Path) -> None:
             dora = RawClient(ann.config, ann.channel, "dora")
             await refused(dora.join(wants_partition=True), CODE.FAILED_PRECONDITION)
             await dora.join()
+            # What a client that is gone held goes to one that needs it.
+            await ann.leave()
+            assert (await dora.join(wants_partition=True)).partition_index == 1
+            await refused(ann.join(wants_partition=True), CODE.FAILED_PRECONDITION)
 
     asyncio.run(main())
 

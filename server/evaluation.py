@@ -1,0 +1,176 @@
+"""Holding the model against images that the server has, while the run goes on.
+
+The images are the server operator's own to use: public ones, or held out from the clients'
+data by whoever owns them. Nothing of a client's data is needed here, and nothing is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from common.config import RunConfig
+from common.data import ImageSource, open_source
+from common.errors import ConfigError
+from common.model.export import build_model
+from common.quality import NAMES, Evaluator, evaluator_of
+from common.state import GlobalState
+
+IMAGES: Final = 5000
+"""Images of each side, at most."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What the server was started with.
+
+    Attributes:
+        data: as `--data` of a client; None where the server has no images.
+        data_dir: where its files lie.
+        features: that the distance is taken on.
+    """
+
+    data: str | None = None
+    data_dir: Path | None = None
+    features: str = "lenet"
+
+    def open(self, config: RunConfig) -> ImageSource | None:
+        """The images, or None where none are wanted.
+
+        Raises:
+            ConfigError: the options and `output.evaluate_every` do not fit together.
+            DataError: the images cannot be found.
+        """
+        every = config.output.evaluate_every
+        if self.data is None:
+            if every:
+                raise ConfigError(
+                    f"output.evaluate_every = {every} needs images to hold the model against: "
+                    "give --eval-data"
+                )
+            return None
+        if not every:
+            raise ConfigError("--eval-data is never used: set output.evaluate_every above 0")
+        if self.features not in NAMES:
+            raise ConfigError(f"--features {self.features}: choose {', '.join(NAMES)}")
+        source = open_source(self.data, self.data_dir, train=False)
+        if self.features == "lenet" and source.labels is None:
+            raise ConfigError(f"--features lenet needs labels, and {self.data} has none: use small")
+        return source
+
+
+class Evaluation:
+    """One thread of low priority that judges the latest state it was given.
+
+    Args:
+        config: the run.
+        source: images to hold the model against.
+        features: that the distance is taken on.
+        out: the run's directory.
+        report: told of each evaluation, in the thread, with its line.
+        initializer: run in the thread first.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        source: ImageSource,
+        features: str,
+        out: Path,
+        report: Callable[[dict[str, Any]], None],
+        initializer: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._source = source
+        self._features = features
+        self._out = out
+        self._report = report
+        self._evaluator: Evaluator | None = None
+        self._wanted: GlobalState | None = None
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._thread = ThreadPoolExecutor(1, "evaluation", initializer=initializer)
+
+    def due(self, state: GlobalState) -> bool:
+        """Whether a state is one that is evaluated."""
+        last = state.round == self._config.rounds
+        return last or state.round % self._config.output.evaluate_every == 0
+
+    def soon(self, state: GlobalState) -> None:
+        """Judge a state, or a later one that comes before its turn."""
+        with self._lock:
+            queued, self._wanted = self._wanted is not None, state
+        if not queued:
+            self._thread.submit(self._run).add_done_callback(_log_failure)
+
+    def close(self, *, finish: bool) -> None:
+        """End the thread, after what is wanted or without it."""
+        self._stopping = not finish
+        self._thread.shutdown(wait=True)
+
+    def _run(self) -> None:
+        with self._lock:
+            state, self._wanted = self._wanted, None
+        if state is None or self._stopping:
+            return
+        started = time.monotonic()
+        try:
+            judge = self._judge()
+            images = build_model(self._config, state).sample(min(IMAGES, len(self._source)))
+            self._check_stopping()
+            quality = judge.evaluate(images).as_dict()
+        except _StoppedError:
+            return
+        seconds = round(time.monotonic() - started, 3)
+        self._report({"round": state.round, **quality, "seconds": seconds})
+        log.info(
+            "round %d: %s %.4g on %d images",
+            state.round,
+            judge.distance_name,
+            quality[judge.distance_name],
+            len(images),
+        )
+
+    def _judge(self) -> Evaluator:
+        if self._evaluator is None:
+            log.info("preparing %s features of %d images", self._features, len(self._source))
+            self._evaluator = evaluator_of(
+                self._source,
+                IMAGES,
+                self._config.model.image_size,
+                self._config.channels,
+                self._features,
+                cache=self._out / "cache",
+                progress=lambda *_: self._check_stopping(),
+            )
+        return self._evaluator
+
+    def _check_stopping(self) -> None:
+        if self._stopping:
+            raise _StoppedError
+
+
+class _StoppedError(Exception):
+    """The server was told to stop meanwhile."""
+
+
+def last_evaluated(path: Path) -> int:
+    """Round of the last line of an evaluation file; 0 if it has none."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return int(json.loads(lines[-1])["round"]) if lines else 0
+
+
+def _log_failure(future: Future[None]) -> None:
+    """What cannot be evaluated is no reason to stop the rounds, but one to say so."""
+    error = future.exception()
+    if error is not None:
+        log.error("could not evaluate the model: %s", error)

@@ -80,6 +80,38 @@ class Measured:
     images: Tensor
 
 
+class Meter:
+    """Adds up what a federation moves.
+
+    Args:
+        clients: in every round.
+        parameters: of the generator, which bits are counted against.
+    """
+
+    def __init__(self, clients: int, parameters: int) -> None:
+        self._bits = 8 / clients / parameters
+        self._up = self._down = self._last_up = self._last_down = 0
+        self._seconds = 0.0
+
+    def add(self, up: int, down: int, seconds: float) -> None:
+        """A round: payload bytes of all clients, and how long it took."""
+        self._last_up, self._last_down = up, down
+        self._up += up
+        self._down += down
+        self._seconds += seconds
+
+    def line(self, rounds: int) -> dict[str, Any]:
+        """The part of a line that every method has: totals, and the last round's bits."""
+        return {
+            "rounds": rounds,
+            "up_bytes": self._up,
+            "down_bytes": self._down,
+            "bits_up": self._last_up * self._bits,
+            "bits_down": self._last_down * self._bits,
+            "seconds": self._seconds,
+        }
+
+
 def quality_of(judge: Evaluator, images: Tensor) -> dict[str, Any]:
     """The part of a line that says how good images are."""
     quality = judge.evaluate(images).as_dict()

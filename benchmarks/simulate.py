@@ -18,7 +18,7 @@ import torch
 import typer
 from torch import nn
 
-from benchmarks.measure import Measured, Setting, command, quality_of
+from benchmarks.measure import Measured, Meter, Setting, command, quality_of
 from client.loss import Moments, real_moments
 from client.methods import make_trainer
 from client.privacy import calibrate_moments, features_of, noisy_values, release_moments
@@ -26,6 +26,7 @@ from client.update import encode_update
 from common.config import RunConfig
 from common.data import ImageSource, load_images, partition
 from common.encoders import load_encoder
+from common.model.architecture import Architecture
 from common.model.export import build_model
 from common.seeding import uniform16
 from common.state import GlobalState, entropy_bits, sigma
@@ -130,28 +131,19 @@ def measure(setting: Setting) -> Iterator[Measured]:
     encoder = load_encoder(run.encoder.name, run.encoder.layers, run.encoder.pool).to(device)
     moments = client_moments(run, setting.source(), encoder, device)
     judge = setting.evaluator()
-    up_bytes, down_bytes, seconds = 0, 0, 0.0
+    meter = Meter(len(moments), Architecture.of(run.model).dimension)
     for done in simulate(run, encoder, moments, device):
-        up_bytes += done.up_bytes
-        down_bytes += done.down_bytes * len(moments)
-        seconds += done.seconds
+        meter.add(done.up_bytes, done.down_bytes * len(moments), done.seconds)
         if not setting.due(done.state.round):
             continue
         images = build_model(run, done.state).sample(setting.samples)
         masked = done.state.values.dtype == np.int16
-        line = {
-            "rounds": done.state.round,
+        of_mask = {
             "lambda": done.lam,
             "hamming": done.hamming,
             "entropy_bits": entropy_bits(done.state.scores) if masked else None,
-            "up_bytes": up_bytes,
-            "down_bytes": down_bytes,
-            "bits_up": 8 * done.up_bytes / len(moments) / done.state.dimension,
-            "bits_down": 8 * done.down_bytes / done.state.dimension,
-            "seconds": seconds,
-            **quality_of(judge, images),
         }
-        yield Measured(line, images)
+        yield Measured(meter.line(done.state.round) | of_mask | quality_of(judge, images), images)
 
 
 if __name__ == "__main__":

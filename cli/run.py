@@ -44,6 +44,16 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads a client; by default cores / clients.")
     ] = None,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            help="Images for the server's evaluations each output.evaluate_every rounds; by "
+            "default the test part of the run's own data."
+        ),
+    ] = None,
+    features: Annotated[
+        str, typer.Option(help="Of those evaluations: lenet, small or inception.")
+    ] = "lenet",
     relay: Annotated[
         bool,
         typer.Option(help="Put a metering relay before each client; counts in RUN/relay."),
@@ -62,6 +72,7 @@ def run(
     \b
     prism run configs/quickstart.toml
     prism run configs/mnist.toml --data-dir data --set rounds=20 --set train.local_steps=40
+    prism run configs/quickstart.toml --set output.evaluate_every=10
     prism run configs/quickstart.toml --relay --rate 1mbit --delay 50ms
     """
     try:
@@ -77,9 +88,14 @@ def run(
         cores = len(os.sched_getaffinity(0))
         options = ["--data", spec, "--device", device]
         options += ["--threads", str(threads or max(1, cores // count))]
+        server_options = []
+        if resolved.output.evaluate_every or eval_data is not None:
+            server_options = ["--eval-data", eval_data or spec, "--features", features]
         if data_dir is not None:
             options += ["--data-dir", str(data_dir)]
-        federate(resolved, config, changes, directory, options, _relaying(relay, rate, delay))
+            server_options += ["--eval-data-dir", str(data_dir)]
+        relays = _relaying(relay, rate, delay)
+        federate(resolved, config, changes, directory, options, relays, server_options)
     except PrismError as error:
         raise SystemExit(f"prism run: {error}") from error
 
@@ -91,6 +107,7 @@ def federate(
     directory: Path,
     client_options: Sequence[str],
     relay_options: Sequence[str] | None = None,
+    server_options: Sequence[str] = (),
 ) -> None:
     """Start the processes, show how the run goes, and leave none of them behind.
 
@@ -104,7 +121,7 @@ def federate(
     address_file.unlink(missing_ok=True)
     count = resolved.data.clients
     server_command = ["server", str(config), "--bind", "127.0.0.1:0", "--out", str(directory)]
-    server_command += [f"--set={change}" for change in changes]
+    server_command += [*server_options, *(f"--set={change}" for change in changes)]
     with _processes(directory / "logs") as start, RunDisplay(resolved, directory) as display:
         server = start("server", server_command)
         if not (address := _address(address_file, server)):

@@ -207,7 +207,8 @@ def evaluator_of(
         count: of them, at most.
         image_size: side in pixels that they are brought to.
         channels: 1 or 3, likewise.
-        features: see `Evaluator`, as are the options and errors.
+        features: see `Evaluator`, as are the errors.
+        **options: those of `Evaluator`.
     """
     indices = np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int64)
     images = load_images(source, indices, image_size, channels)

@@ -13,6 +13,7 @@ import typer
 from common.config import load_config
 from common.errors import PrismError
 from server.app import serve
+from server.evaluation import EvaluationOptions
 
 
 def server(
@@ -35,6 +36,20 @@ def server(
         bool, typer.Option(help="Allow plain text on an address that others can reach.")
     ] = False,
     reflection: Annotated[bool, typer.Option(help="Answer gRPC reflection.")] = False,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            help="Images that the server may hold the model against, each output.evaluate_every "
+            "rounds: digits, mnist, fmnist, cifar10, celeba (their test part), or folder:PATH."
+        ),
+    ] = None,
+    eval_data_dir: Annotated[
+        Path | None, typer.Option(help="Where mnist, fmnist, cifar10 or celeba lie.")
+    ] = None,
+    features: Annotated[
+        str,
+        typer.Option(help="With --eval-data: lenet (trained on those images), small, inception."),
+    ] = "lenet",
 ) -> None:
     """Orchestrate a run: wait for clients, open rounds, aggregate their updates.
 
@@ -43,6 +58,7 @@ def server(
     \b
     prism server configs/mnist.toml --bind 127.0.0.1:7070 --out runs/mnist
     prism server run.toml --bind 0.0.0.0:7070 --out run --tls-cert cert.pem --tls-key key.pem
+    prism server run.toml --bind 127.0.0.1:7070 --out run --eval-data mnist --eval-data-dir data
     """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
@@ -58,6 +74,7 @@ def server(
                 client_ca=client_ca,
                 insecure=insecure,
                 reflection=reflection,
+                evaluated=EvaluationOptions(eval_data, eval_data_dir, features),
             )
         )
     except PrismError as error:

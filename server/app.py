@@ -26,6 +26,7 @@ from common.errors import ConfigError, StorageError
 from common.files import write_atomically
 from common.rpc.prism.v1.federation_pb2_grpc import add_FederationServicer_to_server
 from server.engine import Engine
+from server.evaluation import NO_EVALUATION, EvaluationOptions
 from server.interceptors import SERVICE, Gate
 from server.service import FederationService
 
@@ -58,6 +59,7 @@ async def serve(
     client_ca: Path | None = None,
     insecure: bool = False,
     reflection: bool = False,
+    evaluated: EvaluationOptions = NO_EVALUATION,
     ready: Callable[[int], None] | None = None,
 ) -> None:
     """Serve one run until it is finished, or the process is told to stop.
@@ -74,15 +76,16 @@ async def serve(
         client_ca: PEM certificates that client certificates must be signed by (mutual TLS).
         insecure: allow plain text on an address that is not loopback.
         reflection: answer gRPC reflection.
+        evaluated: which images the server has to hold the model against.
         ready: is told the port once the server answers.
 
     Raises:
-        ConfigError: an option or the config cannot be used.
+        ConfigError, DataError: an option or the config cannot be used.
         StorageError: the run's directory is damaged, or cannot be written.
     """
     credentials = _credentials(tls_cert, tls_key, client_ca)
     check_security(bind, secured=credentials is not None, insecure=insecure)
-    engine = Engine(config, out)
+    engine = Engine(config, out, evaluated)
     try:
         if engine.finished:
             log.info("the run in %s is finished: %d rounds", out, engine.rounds.round)

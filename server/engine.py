@@ -25,6 +25,7 @@ from common.state import GlobalState
 from common.steps import StateStep, initial_state
 from server.aggregate import Aggregator, Closed
 from server.broadcast import Broadcast
+from server.evaluation import NO_EVALUATION, EvaluationOptions
 from server.events import (
     Assignment,
     Claimed,
@@ -63,7 +64,9 @@ class Engine:
         StorageError: the directory is damaged.
     """
 
-    def __init__(self, config: RunConfig, out: Path) -> None:
+    def __init__(
+        self, config: RunConfig, out: Path, evaluated: EvaluationOptions = NO_EVALUATION
+    ) -> None:
         self.config = config
         self.fingerprint = Fingerprint.of(config)
         self.broadcast = Broadcast(config, initial_state(config))
@@ -72,7 +75,7 @@ class Engine:
             found = self._journal.recover()
             self._restore(found)
             last = dict(found.checkpoint.metrics) if found.checkpoint else None
-            self.recorder = Recorder(out, config, found.round, last)
+            self.recorder = Recorder(out, config, found.round, last, evaluated)
         except BaseException:
             self._journal.close()
             raise

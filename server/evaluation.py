@@ -68,6 +68,10 @@ class EvaluationOptions:
         return source
 
 
+NO_EVALUATION: Final = EvaluationOptions()
+"""The server has no images of its own."""
+
+
 class Evaluation:
     """One thread of low priority that judges the latest state it was given.
 

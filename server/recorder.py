@@ -5,8 +5,10 @@
     tensorboard/      the metrics as scalars, and sample grids
     samples.png       the latest grid
     model.prism       the generator, as of the latest grid
+    evaluation.jsonl  one line an evaluation, where the server has images to hold it against
 
-Everything runs in one thread of low priority, in order, so that no round waits for it.
+Everything runs in one thread of low priority, in order, so that no round waits for it;
+evaluations, which take longer, in another.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from common.files import write_atomically
 from common.model.export import build_model, load_model
 from common.model.grid import image_grid, save_grid
 from common.state import PROB_ONE, GlobalState, entropy_bits, sigma
+from server.evaluation import NO_EVALUATION, Evaluation, EvaluationOptions, last_evaluated
 
 SAMPLES: Final = 64
 _NICE: Final = 10
@@ -126,11 +129,21 @@ class Recorder:
         config: the run.
         round_: the round that the server (re)starts at; later lines of metrics are cut.
         last: the metrics of the round before, written if a crash lost them.
+        evaluated: which images the server has to hold the model against.
+
+    Raises:
+        ConfigError, DataError: those images cannot be used; see `EvaluationOptions.open`.
     """
 
     def __init__(
-        self, out: Path, config: RunConfig, round_: int, last: dict[str, Any] | None
+        self,
+        out: Path,
+        config: RunConfig,
+        round_: int,
+        last: dict[str, Any] | None,
+        evaluated: EvaluationOptions = NO_EVALUATION,
     ) -> None:
+        source = evaluated.open(config)
         self._out = out
         self._config = config
         _cut_lines(out / "metrics.jsonl", lambda line: line["round"] < round_)
@@ -145,6 +158,18 @@ class Recorder:
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, "recorder", initializer=_lower_priority)
         self._do(self._open_events, round_)
+        self._ended = False
+        self._evaluation: Evaluation | None = None
+        if source is not None:
+            _cut_lines(out / "evaluation.jsonl", lambda line: line["round"] <= round_)
+            self._evaluation = Evaluation(
+                config,
+                source,
+                evaluated.features,
+                out,
+                lambda line: self._do(self._write_evaluation, line),
+                _lower_priority,
+            )
 
     def traffic(self, traffic: Traffic) -> None:
         """Note a call."""
@@ -156,6 +181,9 @@ class Recorder:
         every = self._config.output.sample_every
         if state.round == self._config.rounds or (every and state.round % every == 0):
             self._draw_soon(state)
+        self._ended = state.round == self._config.rounds
+        if self._evaluation is not None and self._evaluation.due(state):
+            self._evaluation.soon(state)
 
     def finish(self, state: GlobalState) -> None:
         """Make sure that the final model is there, whatever an earlier life left undone."""
@@ -165,9 +193,18 @@ class Recorder:
             done = False
         if not done:
             self._draw_soon(state)
+        self._ended = True
+        lines = self._out / "evaluation.jsonl"
+        if self._evaluation is not None and last_evaluated(lines) != state.round:
+            self._evaluation.soon(state)
 
     def close(self) -> None:
-        """Write what is still to be written, and close the files."""
+        """Write what is still to be written, and close the files.
+
+        An evaluation that is under way is finished where the run is, else given up.
+        """
+        if self._evaluation is not None:
+            self._evaluation.close(finish=self._ended)
         self._do(self._write_sums)
         self._thread.shutdown(wait=True)
         if self._events is not None:
@@ -223,6 +260,15 @@ class Recorder:
             for name, value in line.items():
                 if name != "round" and value is not None:
                     self._events.add_scalar(name, value, metrics.round)
+
+    def _write_evaluation(self, line: dict[str, Any]) -> None:
+        with (self._out / "evaluation.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
+        if self._events is not None:
+            for name, value in line.items():
+                if isinstance(value, float) and name != "seconds":
+                    self._events.add_scalar(f"evaluation/{name}", value, line["round"])
+            self._events.flush()
 
     def _draw_soon(self, state: GlobalState) -> None:
         """Draw samples of a state, or of a later one that comes before their turn."""

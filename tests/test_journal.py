@@ -378,16 +378,19 @@ def test_killed_in_the_middle_of_a_round_it_goes_on(tmp_path: Path) -> None:
 
 
 def test_sigint_twice_ends_at_once(tmp_path: Path) -> None:
-    config = tiny_config()
+    config = tiny_config(data={"clients": 1})
     server = Process(config, tmp_path / "run")
 
     async def hold() -> None:
         async with grpc.aio.insecure_channel(server.address) as channel:
             client = RawClient(config, channel, "ann")
             await client.join()
+            header = client.header(await client.assignment(), b"never sent")
             # A call in flight that never ends keeps a graceful stop waiting.
             call = client.stub.SubmitUpdate(metadata=client.metadata)
-            await call.write(pb.UpdateChunk(data=b"x"))
+            await call.write(pb.UpdateChunk(header=header))
+            # Answered on the same connection, so the server has that call by now.
+            await client.status()
             server.popen.send_signal(signal.SIGINT)
             await asyncio.to_thread(server.until, "(SIGINT): stopping")
             server.popen.send_signal(signal.SIGINT)

@@ -45,8 +45,9 @@ def _by_taps(x: Tensor, weight: Tensor) -> Tensor:
     pixels = x.permute(0, 2, 3, 1).reshape(-1, inputs)
     taps = F.linear(pixels, weight.permute(2, 3, 0, 1).reshape(-1, inputs))
     taps = taps.view(batch, height, width, 3, 3, outputs)
-    rows = _interleave(*taps.unbind(3), axis=1)
-    return _interleave(*rows.unbind(3), axis=2).permute(0, 3, 1, 2)
+    rows = _interleave(taps.select(3, 0), taps.select(3, 1), taps.select(3, 2), 1)
+    both = _interleave(rows.select(3, 0), rows.select(3, 1), rows.select(3, 2), 2)
+    return both.permute(0, 3, 1, 2)
 
 
 def _interleave(before: Tensor, at: Tensor, after: Tensor, axis: int) -> Tensor:

@@ -1,0 +1,86 @@
+"""The server's own evaluations: lines, restarts, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import NAMES, clients, running, tiny_config
+
+from common.config import RunConfig
+from common.errors import ConfigError, DataError
+from server.evaluation import EvaluationOptions
+
+CONFIG = tiny_config(rounds=3, output={"sample_every": 0, "evaluate_every": 2})
+
+
+async def run(config: RunConfig, out: Path, evaluated: EvaluationOptions) -> None:
+    async with (
+        running(config, out, to_the_end=True, evaluated=evaluated) as address,
+        clients(config, address, *NAMES) as all_,
+    ):
+        await asyncio.gather(*(client.take_part() for client in all_))
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "evaluation.jsonl").read_text().splitlines()]
+
+
+def test_a_run_is_evaluated_at_its_end_at_least(tmp_path: Path) -> None:
+    options = EvaluationOptions("digits", None, "small")
+    asyncio.run(run(CONFIG, tmp_path, options))
+    last = lines(tmp_path)[-1]
+    assert last["round"] == 3
+    assert last["FD (small)"] > 0
+    assert last["generated"] == last["real"] == 299
+    assert {line["round"] for line in lines(tmp_path)} <= {2, 3}
+
+    async def again() -> None:
+        async with running(CONFIG, tmp_path, to_the_end=True, evaluated=options):
+            pass
+
+    before = lines(tmp_path)
+    with pytest.raises(AssertionError, match="before it was ready"):
+        asyncio.run(again())
+    assert lines(tmp_path) == before
+    (tmp_path / "evaluation.jsonl").unlink()
+    with pytest.raises(AssertionError, match="before it was ready"):
+        asyncio.run(again())
+    assert [line["round"] for line in lines(tmp_path)] == [3]
+
+
+@pytest.mark.parametrize(
+    ("every", "options", "error", "says"),
+    [
+        (2, EvaluationOptions(), ConfigError, "give --eval-data"),
+        (0, EvaluationOptions("digits"), ConfigError, "never used"),
+        (2, EvaluationOptions("digits", None, "vgg"), ConfigError, "choose lenet, small"),
+        (2, EvaluationOptions("mnist"), DataError, "--data-dir"),
+        (2, EvaluationOptions("imagenet"), DataError, "imagenet"),
+    ],
+)
+def test_what_is_refused(
+    every: int, options: EvaluationOptions, error: type[Exception], says: str, tmp_path: Path
+) -> None:
+    config = tiny_config(output={"sample_every": 0, "evaluate_every": every})
+    with pytest.raises(error, match=says):
+        asyncio.run(run(config, tmp_path, options))
+
+
+def test_lenet_needs_labels(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for index in range(3):
+        Image.new("L", (16, 16), index).save(tmp_path / "images" / f"{index}.png")
+    options = EvaluationOptions(f"folder:{tmp_path}/images")
+    with pytest.raises(ConfigError, match="needs labels"):
+        options.open(CONFIG)
+
+
+def test_a_run_without_evaluation_leaves_none(tmp_path: Path) -> None:
+    asyncio.run(run(tiny_config(rounds=1), tmp_path, EvaluationOptions()))
+    assert not (tmp_path / "evaluation.jsonl").exists()

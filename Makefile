@@ -12,7 +12,7 @@ GENERATE = PYTHONWARNINGS=ignore PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" $(PRO
   --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
   common/rpc/$(PROTO)
 
-.PHONY: setup run run-mnist test test-slow audit check check-proto proto format clean
+.PHONY: setup run run-mnist test test-slow audit reproduce check check-proto proto format clean
 
 setup: $(READY)
 
@@ -36,6 +36,10 @@ test-slow: $(READY)
 
 audit: $(READY)
 	$(BIN)/python -m benchmarks.audit
+
+# SIZE=cpu takes hours on two cores, SIZE=paper a GPU; what was measured is not measured again.
+reproduce: $(READY)
+	$(BIN)/python -m benchmarks.reproduce --size $(or $(SIZE),cpu) --data-dir $(DATA_DIR)
 
 check: $(READY) check-proto
 	$(BIN)/ruff check .

@@ -1,8 +1,9 @@
 """One local step of ours against the published recipe's, on the same work, in one run.
 
 The loss of the first steps is compared on equal masks and noise; then both are timed in turn,
-in CPU seconds, so that what else a machine does counts for neither. VGG-19's weights are
-random, which costs the same.
+the fastest of some repeats each. On one thread that is in CPU seconds, so that what else the
+machine does counts for neither; on several in seconds of the clock. VGG-19's weights are random,
+which costs the same.
 
     python -m benchmarks.step_speed --json
     python -m benchmarks.step_speed --batch 64 --threads 2
@@ -43,7 +44,7 @@ class Compared:
     Attributes:
         ours: losses of our steps.
         published: losses of the reference's, on the same masks and noise.
-        ours_seconds: CPU seconds of our fastest step.
+        ours_seconds: of our fastest steps, each.
         published_seconds: likewise of the reference.
     """
 
@@ -120,14 +121,15 @@ def _some_moments(config: RunConfig, encoder: FeatureEncoder) -> Moments:
 
 
 def _fastest(jobs: list[Callable[[], Any]], repeats: int) -> list[float]:
-    """CPU seconds of the fastest run of each job, the jobs taking turns."""
+    """Seconds of the fastest run of each job, the jobs taking turns."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     best = [float("inf")] * len(jobs)
     for repeat in range(repeats + 1):
         for index, job in enumerate(jobs):
-            started = time.process_time()
+            started = clock()
             job()
             if repeat:
-                best[index] = min(best[index], time.process_time() - started)
+                best[index] = min(best[index], clock() - started)
     return best
 
 

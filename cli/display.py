@@ -53,7 +53,7 @@ class RunDisplay:
         self._started = time.monotonic()
         self._first_round: int | None = None
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed}/{task.total} rounds, {task.fields[eta]}"),
         )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -78,13 +78,18 @@ def run(
     try:
         changes = list(override or [])
         if clients is not None:
-            changes.append(f"data.clients={clients}")
+            changes += [f"data.clients={clients}", f"round.min_clients={clients}"]
         resolved = load_config(config, changes)
         directory = out or Path("runs") / resolved.name
         spec = data or resolved.data.name
         if spec == "folder":
             raise ConfigError("data.name is folder: say which, with --data folder:PATH")
         count = resolved.data.clients
+        if resolved.min_clients > count:
+            raise ConfigError(
+                f"round.min_clients is {resolved.min_clients}, but {count} clients are started: "
+                f"--clients {resolved.min_clients}, or --set round.min_clients={count}"
+            )
         cores = len(os.sched_getaffinity(0))
         options = ["--data", spec, "--device", device]
         options += ["--threads", str(threads or max(1, cores // count))]
@@ -98,6 +103,8 @@ def run(
         federate(resolved, config, changes, directory, options, relays, server_options)
     except PrismError as error:
         raise SystemExit(f"prism run: {error}") from error
+    except OSError as error:
+        raise SystemExit(f"prism run: cannot use {error.filename}: {error.strerror}") from error
 
 
 def federate(
@@ -148,9 +155,10 @@ def federate(
             display.refresh()
             time.sleep(0.2)
         _raise_if_failed(server)
-        for member in clients:
-            member.process.wait(STOP_SECONDS)
         display.refresh()
+        with suppress(subprocess.TimeoutExpired):
+            for member in clients:
+                member.process.wait(STOP_SECONDS)
 
 
 class _Member:
@@ -234,7 +242,9 @@ class _Starter:
 def _processes(logs: Path) -> Iterator[_Starter]:
     """Start processes; whatever happens, none is left when the block ends."""
     starter = _Starter(logs)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A closed terminal ends a run as Ctrl-C does.
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    previous = [signal.signal(end, signal.default_int_handler) for end in ends]
     try:
         yield starter
     except KeyboardInterrupt:
@@ -244,7 +254,8 @@ def _processes(logs: Path) -> Iterator[_Starter]:
             _stop(starter.members)
         finally:
             _stop(starter.last)
-            signal.signal(signal.SIGTERM, previous)
+            for end, handler in zip(ends, previous, strict=True):
+                signal.signal(end, handler)
 
 
 def _stop(members: Sequence[_Member]) -> None:

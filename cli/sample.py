@@ -19,7 +19,9 @@ def sample(
     out: Annotated[
         Path, typer.Option(help="A .png grid, or .npz with uint8 `images` (n, C, H, W).")
     ] = Path("samples.png"),
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal images.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Equal seeds give equal images.")
+    ] = 0,
 ) -> None:
     """Draw images from a model file; no server and no data are needed.
 

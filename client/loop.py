@@ -214,11 +214,17 @@ class Client:
 
     def _call(self, call: Callable[[], Result]) -> Result:
         """Make a call in this session, joining again whenever the server has forgotten it."""
+        delay = 0.0
         while True:
             try:
                 return self._patiently(call)
             except SessionUnknown:
-                log.info("the server does not know this session; joining again")
+                self._say("the server does not know this session; joining again")
+                if delay:
+                    self._say("sessions keep ending: is another client using this name and state?")
+                # Two clients with one identity would otherwise take turns without end.
+                time.sleep(random.uniform(0, delay))
+                delay = min(2 * delay + 1.0, 30.0)
                 self._enrol(self._fingerprint)
 
     def _patiently(self, call: Callable[[], Result]) -> Result:

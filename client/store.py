@@ -150,14 +150,23 @@ class ClientStore:
             ) from error
 
     def _read(self, name: str) -> bytes | None:
-        if self._directory is None or not (self._directory / name).exists():
+        if self._directory is None:
             return None
-        return (self._directory / name).read_bytes()
+        try:
+            return (self._directory / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"cannot read {self._directory / name}: {error.strerror}") from error
 
     def _write(self, name: str, content: bytes) -> None:
         if self._directory is None:
             return
-        write_atomically(self._directory / name, content)
+        try:
+            write_atomically(self._directory / name, content)
+        except OSError as error:
+            path = self._directory / name
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _as_tensor(payload: bytes) -> torch.Tensor:

@@ -17,6 +17,7 @@ import grpc
 
 from client.guard import MECHANISMS
 from common import PROTOCOL_VERSION, __version__, errors
+from common.address import is_loopback
 from common.codecs import MASK_CODECS, SCORE_CODECS, WEIGHT_CODECS
 from common.errors import ConfigError, PayloadError, PrismError, ProtocolError, TransportError
 from common.fingerprint import Fingerprint
@@ -142,6 +143,8 @@ class Transport:
             ("grpc.min_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 2_000),
             ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+            # What was meant to stay on this machine must not go through somebody's proxy.
+            ("grpc.enable_http_proxy", 0 if is_loopback(address) else 1),
         ]
         if security.ca is None:
             if security.cert or security.key:

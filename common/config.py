@@ -33,7 +33,7 @@ METHOD_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -50,12 +50,12 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """The frozen generator."""
 
-    width: Positive = 16
+    width: Annotated[int, Field(ge=1, le=1024)] = 16
     """Channels of the last block; each block before it has twice as many."""
     image_size: Literal[16, 32, 64, 128] = 32
     channels: Literal[1, 3] | None = None
     """Grey or colour; by default what `data.name` has."""
-    latent: Positive = 128
+    latent: Annotated[int, Field(ge=1, le=4096)] = 128
 
 
 class EncoderConfig(_Section):
@@ -178,7 +178,7 @@ class RunConfig(_Section):
         data, model = raw.get("data", {}), raw.get("model", {})
         rounds = raw.get("round", {})
         if isinstance(data, dict) and isinstance(model, dict) and model.get("channels") is None:
-            grey = data.get("name", "digits") in GREY_DATA
+            grey = str(data.get("name", "digits")) in GREY_DATA
             raw = {**raw, "model": {**model, "channels": 1 if grey else 3}}
         if isinstance(data, dict) and isinstance(rounds, dict) and not rounds.get("min_clients"):
             raw = {**raw, "round": {**rounds, "min_clients": data.get("clients", 3)}}

@@ -85,7 +85,10 @@ async def serve(
     """
     credentials = _credentials(tls_cert, tls_key, client_ca)
     check_security(bind, secured=credentials is not None, insecure=insecure)
-    engine = Engine(config, out, evaluated)
+    try:
+        engine = Engine(config, out, evaluated)
+    except OSError as error:
+        raise StorageError(f"cannot use {error.filename or out}: {error.strerror}") from error
     try:
         if engine.finished:
             log.info("the run in %s is finished: %d rounds", out, engine.rounds.round)

@@ -23,6 +23,7 @@ from common.errors import (
     WrongRound,
 )
 from server.engine import Engine
+from server.members import check_identity
 from server.recorder import Traffic
 
 SERVICE: Final = "prism.v1.Federation"
@@ -157,6 +158,8 @@ class _Call:
             raise PayloadError(f"the message of {self._rpc} does not parse") from error
         self._count("up", message, len(raw))
         if self._rpc == "Join":
+            # Nobody's words reach the log or the ledger before they are checked.
+            check_identity(message.client_name, message.instance)
             self.client = message.client_name
             self._check_certificate()
         elif self.client and self._handler.request_streaming:

@@ -81,7 +81,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished `prism run`."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "tiny.toml").write_text(TINY)
-    done = prism("run", folder / "tiny.toml", "--out", folder / "out")
+    # A proxy that is nowhere: loopback must not go through it.
+    proxied = {**os.environ, "http_proxy": "http://127.0.0.1:9"}
+    done = prism("run", folder / "tiny.toml", "--out", folder / "out", env=proxied)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "round 2" in done.stdout
     return folder
@@ -183,12 +185,15 @@ def wait_for_line(path: Path, process: subprocess.Popen[bytes]) -> None:
         os.sched_yield()
 
 
-def test_ctrl_c_leaves_no_process(tiny_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_leave_no_process(
+    tiny_run: Path, tmp_path: Path, how: signal.Signals
+) -> None:
     log = tmp_path / "log"
     words = ("run", tiny_run / "tiny.toml", "--out", tmp_path / "out", "--set", "rounds=1000")
     with started(log, *words) as process:
         wait_for_line(tmp_path / "out" / "metrics.jsonl", process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         assert process.wait(TIMEOUT) == 130
     needle = str(tmp_path / "out").encode()
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
@@ -209,6 +214,9 @@ def test_one_clear_line_for_every_mistake(tmp_path: Path) -> None:
     mistakes: list[tuple[tuple[str | Path, ...], str]] = [
         (("run", config, "--set", "colour=3"), "colour: unknown key"),
         (("run", config, "--set", "rounds=many"), "rounds:"),
+        (("run", config, "--set", 'data.name=["a"]'), "data.name:"),
+        (("run", config, "--set", "round.min_clients=9"), "round.min_clients is 9"),
+        (("run", config, "--out", config), "cannot use"),
         (("run", tmp_path / "none.toml"), "cannot read"),
         (("server", config, "--bind", "0.0.0.0:0", "--out", tmp_path / "o"), "--insecure"),
         (("server", config, "--bind", "nowhere", "--out", tmp_path / "o"), "HOST:PORT"),
@@ -216,6 +224,7 @@ def test_one_clear_line_for_every_mistake(tmp_path: Path) -> None:
         (("client", "--server", "a.example:1", "--data", "digits"), "--insecure"),
         (("client", "--server", nobody, "--data", f"folder:{tmp_path}/none"), "none"),
         (("client", "--server", nobody, "--data", f"folder:{tmp_path}/empty"), "empty"),
+        (("client", "--server", nobody, "--data", f"folder:{'x' * 300}"), "cannot read"),
         (("client", "--server", nobody, "--data", "imagenet"), "imagenet"),
         (("client", "--server", nobody, "--data", "digits", "--partition", "3/3"), "i/N"),
         (("client", "--server", nobody, "--data", "digits", "--device", "tpu"), "auto, cpu"),

@@ -77,6 +77,16 @@ def test_fedpm_takes_the_mode_of_a_beta_posterior(codec: str) -> None:
     assert replay_step(config, state, step.payload).digest() == closed.state.digest()
 
 
+def test_fedpm_with_raw_masks_is_prism_dagger() -> None:
+    dagger = tiny_config(mada={"enabled": False}, model={"width": 2, "latent": 8})
+    state = initial_state(FEDPM)
+    rng = np.random.default_rng(0)
+    d = state.dimension
+    updates = [np.packbits(rng.integers(0, 2, d), bitorder="little").tobytes() for _ in range(3)]
+    ours, theirs = close(FEDPM, state, updates), close(dagger, state, updates)
+    assert ours.state.digest() == theirs.state.digest()
+
+
 def weights_of(state: GlobalState, clients: int) -> list[NDArray[np.float32]]:
     rng = np.random.default_rng(0)
     scales = rng.choice([1e-6, 1.0, 1e3], (clients, state.dimension))

@@ -179,6 +179,11 @@ def test_every_damaged_model_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelFileError) as caught:
             load_model(path)
         assert len(str(caught.value).splitlines()) == 1
+    built = build_model(TINY, initial_state(TINY))
+    for change in ({"image_size": 17}, {"channels": 2}, {"width": True}, {"width": 10**9}):
+        replace(built, architecture=replace(built.architecture, **change)).save(path)
+        with pytest.raises(ModelFileError, match="no consistent model"):
+            load_model(path)
     with pytest.raises(ModelFileError, match="no model at"):
         load_model(tmp_path / "none.prism")
 

@@ -116,6 +116,7 @@ def test_join_refusals(tmp_path: Path) -> None:
         ({"client_name": ""}, CODE.INVALID_ARGUMENT, "name"),
         ({"client_name": "x" * 65}, CODE.INVALID_ARGUMENT, "name"),
         ({"client_name": "a\nb"}, CODE.INVALID_ARGUMENT, "name"),
+        ({"client_name": "x" * 100_000}, CODE.INVALID_ARGUMENT, "name"),
         ({"instance": b"short"}, CODE.INVALID_ARGUMENT, "16 bytes"),
         ({"client_name": "ann", "instance": bytes(16)}, CODE.ALREADY_EXISTS, "ann"),
     ]

@@ -22,7 +22,7 @@ _BATCH: Final = 250
 def generator(config: RunConfig) -> nn.Sequential:
     """(B, latent, 1, 1) -> (B, C, S, S) in [-1, 1].
 
-    Twice the config's width makes it as large as PRISM's: 427,520 weights against 418,192 at
+    Twice the config's width makes it as large as PRISM's: 426,945 weights against 418,192 at
     width 16 and 32 grey pixels. Normalisation keeps no statistics; batches always bring theirs.
     """
     model = config.model

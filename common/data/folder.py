@@ -92,8 +92,8 @@ class FolderSource(ImageSource):
     def __init__(self, path: Path, crop: int | None = None) -> None:
         self.name = f"folder {path}"
         self._crop = crop
-        self._store = _store(path)
         try:
+            self._store = _store(path)
             found = self._store.names()
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(f"cannot read {path}: {error}") from error

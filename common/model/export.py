@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.config import RunConfig
+from common.config import ModelConfig, RunConfig
 from common.errors import ModelFileError
 from common.files import write_atomically
 from common.model.architecture import Architecture
@@ -136,7 +136,7 @@ def load_model(path: Path) -> ExportedModel:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise ModelFileError(f"no model at {path}") from error
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{path} is not a model file, or is cut short") from error
     if header.get("format") != _FORMAT:
         raise ModelFileError(f"{path} is not a PRISM model of format {_FORMAT}")
@@ -145,15 +145,12 @@ def load_model(path: Path) -> ExportedModel:
         raise ModelFileError(f"{path} is corrupt: its digest does not match its content")
     try:
         return _checked(header, tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{path} holds no consistent model: {error}") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} holds no consistent model") from error
 
 
 def _checked(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> ExportedModel:
-    shape = json.loads(header["architecture"])
-    if not all(isinstance(value, int) and 1 <= value <= 65536 for value in shape.values()):
-        raise ValueError("its architecture is out of bounds")
-    architecture = Architecture(**shape)
+    architecture = Architecture.of(ModelConfig.model_validate_json(header["architecture"]))
     d, norms = architecture.dimension, sum(normalised_widths(architecture))
     expected: dict[str, tuple[int, type]] = {"means": (norms, np.float32)}
     expected["variances"] = (norms, np.float32)

@@ -1,0 +1,167 @@
+"""Tables and curves of whatever cells of the grid were measured; nothing else enters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from common.files import write_atomically
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One finished cell.
+
+    Attributes:
+        facts: the header of its file: method, seed, features, hardware, command.
+        lines: one per evaluation, in order.
+    """
+
+    facts: Line
+    lines: tuple[Line, ...]
+
+    @property
+    def distance_name(self) -> str:
+        """Such as "FD (lenet)"."""
+        return next(key for key in self.lines[0] if key.startswith(("FD ", "FID ")))
+
+
+Group = dict[str, list[Measurement]]
+"""Measurements of one table by method, each with seeds ascending."""
+
+
+def write_report(paths: Iterable[Path], docs: Path, is_whole: Callable[[Path], bool]) -> list[Path]:
+    """Write one page per size, and one figure per table; returns what was written."""
+    groups = _read(path for path in paths if is_whole(path))
+    pages: dict[str, list[str]] = defaultdict(list)
+    written = []
+    docs.mkdir(parents=True, exist_ok=True)
+    for (name, changes, rounds, features), methods in sorted(groups.items()):
+        size, data, partition = name.split("/")
+        stem = f"{size}-{data}-{partition}-{rounds}-{features}"
+        title = f"## {data}, {partition}, {rounds} rounds"
+        if changes:
+            stem += f"-{hashlib.sha256(changes.encode()).hexdigest()[:8]}"
+            title += f" ({changes})"
+        figure = docs / f"{stem}.png"
+        plot(methods, figure)
+        written.append(figure)
+        pages[size] += [
+            title,
+            table(methods),
+            f"![quality against bytes and rounds]({figure.name})",
+            provenance(methods),
+        ]
+    for size, parts in pages.items():
+        page = docs / f"{size}.md"
+        text = "\n\n".join([f"# Measured at size {size}", *parts]) + "\n"
+        write_atomically(page, text.encode())
+        written.append(page)
+    return written
+
+
+def _read(paths: Iterable[Path]) -> dict[tuple[str, str, int, str], Group]:
+    groups: dict[tuple[str, str, int, str], Group] = defaultdict(lambda: defaultdict(list))
+    for path in paths:
+        facts, *lines = (json.loads(line) for line in path.read_text("utf-8").splitlines())
+        changes = ", ".join(facts["changes"])
+        key = (facts["group"], changes, facts["total_rounds"], facts["features"])
+        groups[key][facts["method"]].append(Measurement(facts, tuple(lines)))
+    for methods in groups.values():
+        for measurements in methods.values():
+            measurements.sort(key=lambda m: m.facts["seed"])
+    return groups
+
+
+def table(methods: Group) -> str:
+    """Markdown: each method after its last round, mean and standard deviation over seeds."""
+    name = next(iter(methods.values()))[0].distance_name
+    columns = [name, "precision", "recall", "density", "coverage"]
+    head = ["method", "seeds", *columns, "up a client-round", "down a client-round", "s a round"]
+    rows = [_row(head), _row(["---"] * len(head))]
+    for method, measurements in methods.items():
+        last = [m.lines[-1] for m in measurements]
+        share = [m.facts["clients"] * m.facts["total_rounds"] for m in measurements]
+        cells = [_spread([line[column] for line in last]) for column in columns]
+        for key in ("up_bytes", "down_bytes"):
+            sizes = [line[key] / n for line, n in zip(last, share, strict=True)]
+            cells.append(_size(mean(sizes)))
+        seconds = [m.lines[-1]["seconds"] / m.facts["total_rounds"] for m in measurements]
+        rows.append(_row([method, str(len(last)), *cells, f"{mean(seconds):.3g}"]))
+    return "\n".join(rows)
+
+
+def provenance(methods: Group) -> str:
+    """Markdown: the command, seeds and hardware behind each row."""
+    rows = []
+    for method, measurements in methods.items():
+        facts = measurements[0].facts
+        numbers = [m.facts["seed"] for m in measurements]
+        command = f"{facts['command']} --seeds {max(numbers)}"
+        seeds = ", ".join(map(str, numbers))
+        places = " and ".join(sorted({m.facts["hardware"] for m in measurements}))
+        rows.append(f"- {method}: `{command}`, seed {seeds}; {places}")
+    return "\n".join(rows)
+
+
+def plot(methods: Group, path: Path) -> None:
+    """Quality against bytes, quality against rounds, Hamming distance against rounds."""
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    by_bytes, by_rounds, hamming = figure.subplots(1, 3)
+    name = next(iter(methods.values()))[0].distance_name
+    for index, (method, measurements) in enumerate(methods.items()):
+        for which, measurement in enumerate(measurements):
+            style = {"color": f"C{index}", "label": method if which == 0 else None}
+            lines = measurement.lines
+            rounds = [line["rounds"] for line in lines]
+            distances = [line[name] for line in lines]
+            clients = measurement.facts["clients"]
+            sent = [line["up_bytes"] / clients / 1e6 for line in lines]
+            by_bytes.plot(sent, distances, marker=".", **style)
+            by_rounds.plot(rounds, distances, marker=".", **style)
+            moved = [(line["rounds"], line.get("hamming")) for line in lines]
+            pairs = [(at, value) for at, value in moved if value is not None]
+            if pairs:
+                hamming.plot(*zip(*pairs, strict=True), marker=".", **style)
+    _label(by_bytes, "MB that a client sent", name, logarithmic="both")
+    _label(by_rounds, "rounds", name, logarithmic="y")
+    _label(hamming, "rounds", "Hamming distance of masks, round to round")
+    by_rounds.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def _label(axes: Axes, x: str, y: str, logarithmic: str = "") -> None:
+    axes.set(xlabel=x, ylabel=y)
+    if logarithmic:
+        axes.set_yscale("log")
+    if logarithmic == "both":
+        axes.set_xscale("log")
+    axes.grid(alpha=0.3)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _spread(values: Sequence[float]) -> str:
+    text = f"{mean(values):.3g}"
+    return f"{text} ± {stdev(values):.2g}" if len(values) > 1 else text
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} MB"

@@ -1,0 +1,228 @@
+"""The peers' arithmetic and bytes, and the grid that holds everyone to the same work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from benchmarks import reproduce
+from benchmarks.measure import Measured, Meter, Setting, command
+from benchmarks.peers import fedavg_gan, md_gan
+from benchmarks.peers.networks import (
+    batches,
+    discriminator,
+    generator,
+    generator_loss,
+    noise_vectors,
+    parameter_bytes,
+    sample,
+)
+from benchmarks.report import write_report
+from common.config import RunConfig, parse_config
+from common.errors import PrismError
+
+CPU = torch.device("cpu")
+TINY = (
+    "rounds=2",
+    "model.width=1",
+    "model.latent=4",
+    "model.image_size=16",
+    "data.clients=3",
+    "train.local_steps=2",
+    "train.batch_size=4",
+)
+CONFIG = parse_config("", TINY)
+SETTING = Setting(CONFIG, None, "small", every=1, samples=20)
+
+
+def parts(count: int = 3) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.rand(8, 1, 16, 16) * 2 - 1 for _ in range(count)]
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("data", ["mnist", "cifar10"])
+def test_networks_fit_each_other(size: int, data: str) -> None:
+    config = parse_config("", ["model.width=2", f"model.image_size={size}", f"data.name={data}"])
+    images = generator(config)(torch.randn(3, config.model.latent, 1, 1))
+    assert images.shape == (3, config.channels, size, size)
+    assert images.abs().max() <= 1
+    assert discriminator(config)(images).shape == (3, 1)
+    assert not [buffer for net in (generator, discriminator) for buffer in net(config).buffers()]
+    assert sample(generator(config), config, 7, CPU).shape == (7, config.channels, size, size)
+
+
+def test_the_generator_is_as_large_as_prisms() -> None:
+    config = parse_config("", ["model.width=16", "data.name=mnist"])
+    assert parameter_bytes(generator(config)) == 4 * 426_945
+
+
+def test_averages_are_means() -> None:
+    networks = [nn.Linear(3, 2) for _ in range(4)]
+    mean = fedavg_gan.average(networks)
+    stacked = torch.stack([network.weight for network in networks])
+    torch.testing.assert_close(mean["weight"], stacked.mean(0))
+    assert list(mean) == ["weight", "bias"]
+
+
+def test_fedavg_gan_moves_both_networks_both_ways() -> None:
+    first, second = fedavg_gan.measure(SETTING)
+    size = parameter_bytes(generator(CONFIG)) + parameter_bytes(discriminator(CONFIG))
+    assert (first.line["up_bytes"], second.line["up_bytes"]) == (3 * size, 6 * size)
+    assert second.line["down_bytes"] == 6 * size
+    assert second.line["FD (small)"] > 0
+    assert not torch.equal(first.images, second.images)
+    again = list(fedavg_gan.measure(SETTING))[-1]
+    assert torch.equal(again.images, second.images)
+
+
+def test_md_gan_feedback_is_the_chain_rule() -> None:
+    """With one client, the server's gradient is that of one network on top of the other."""
+    torch.manual_seed(1)
+    federation = md_gan.MdGan(CONFIG, parts(1), rate=0.0)
+    kept = federation._noise.get_state()
+    federation.iterate()
+    noise = torch.Generator()
+    noise.set_state(kept)
+    z = noise_vectors(CONFIG, 4, noise)
+    gradients = [p.grad for p in federation.generator.parameters()]
+    images = federation.generator(z)
+    loss = generator_loss(federation._judges[0], images)
+    expected = torch.autograd.grad(loss, list(federation.generator.parameters()))
+    for ours, whole in zip(gradients, expected, strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours, whole, atol=1e-6, rtol=1e-4)
+
+
+def test_md_gan_swaps_in_a_cycle_and_counts_it() -> None:
+    torch.manual_seed(1)
+    federation = md_gan.MdGan(CONFIG, parts(), rate=2e-4)
+    # Eight images in batches of four: every second iteration ends a pass.
+    batch, judge = 4 * 16 * 16 * 4, parameter_bytes(discriminator(CONFIG))
+    assert federation.iterate() == (3 * batch, 3 * batch)
+    before = [j[0].weight.clone() for j in federation._judges]
+    federation._swap()
+    after = [j[0].weight for j in federation._judges]
+    moved = [[torch.equal(a, b) for b in before] for a in after]
+    assert not any(moved[i][i] for i in range(3))
+    assert all(sum(row) == 1 for row in moved)
+    assert federation.iterate() == (3 * (batch + judge), 3 * (batch + judge))
+
+
+def test_md_gan_sends_two_batches_where_there_are_two() -> None:
+    federation = md_gan.MdGan(CONFIG, parts(8), rate=2e-4)
+    batch = 4 * 16 * 16 * 4
+    assert federation.iterate() == (8 * batch, 16 * batch)
+
+
+def test_md_gan_runs() -> None:
+    lines = [measured.line for measured in md_gan.measure(SETTING)]
+    assert [line["rounds"] for line in lines] == [1, 2]
+    assert lines[1]["up_bytes"] == 2 * lines[0]["up_bytes"] > 0
+
+
+def test_batches_are_of_the_clients_own_images() -> None:
+    images = torch.arange(6).float().view(6, 1, 1, 1)
+    drawn = batches(images, 50, torch.Generator().manual_seed(0))
+    assert set(next(drawn).flatten().tolist()) == set(range(6))
+
+
+def test_the_meter() -> None:
+    meter = Meter(clients=2, parameters=80)
+    meter.add(40, 160, 1.0)
+    meter.add(20, 320, 2.0)
+    assert meter.line(2) == {
+        "rounds": 2,
+        "up_bytes": 60,
+        "down_bytes": 480,
+        "bits_up": 1.0,
+        "bits_down": 16.0,
+        "seconds": 3.0,
+    }
+
+
+def invoke(main: Any, *words: str) -> Any:
+    import typer
+
+    app = typer.Typer()
+    app.command()(main)
+    return CliRunner().invoke(app, words)
+
+
+def test_the_command_line_of_a_measurement(tmp_path: Path) -> None:
+    def measure(setting: Setting) -> Iterator[Measured]:
+        yield Measured({"rounds": setting.config.rounds}, torch.zeros(4, 1, 8, 8).byte())
+
+    def fail(setting: Setting) -> Iterator[Measured]:
+        raise PrismError("no")
+
+    (tmp_path / "c.toml").write_text("rounds = 3")
+    words = [str(tmp_path / "c.toml"), "--json", "--picture", str(tmp_path / "p.png")]
+    result = invoke(command(measure, "x"), *words)
+    assert json.loads(result.output) == {"rounds": 3}
+    assert (tmp_path / "p.png").stat().st_size > 0
+    assert invoke(command(fail, "x"), str(tmp_path / "c.toml")).exit_code == 1
+
+
+def test_the_grid() -> None:
+    cells = list(reproduce.grid("cpu", 3, ("mnist/shards",)))
+    assert len(cells) == 3 * len(reproduce.METHODS)
+    assert not [cell for cell in reproduce.grid("cpu", 1, ()) if cell.data == "fashion"]
+    assert {c.method for c in reproduce.grid("cpu", 1, ("prism",))} == {"prism"}
+    assert {c.data for c in reproduce.grid("cpu", 1, ("attribute",))} == {"celeba"}
+    configs = [cell.config() for cell in reproduce.grid("paper", 2, ())]
+    assert len({config.run_id() for config in configs}) <= len(configs)
+    assert all(config.model.width == 64 for config in configs)
+    names = [cell.path(Path(), "lenet") for cell in reproduce.grid("paper", 2, ())]
+    assert len(set(names)) == len(names)
+
+
+def tiny_cells(*only: str) -> list[reproduce.Cell]:
+    return list(reproduce.grid("cpu", 1, ("digits/shards", *only), TINY))
+
+
+def test_cells_are_measured_once_and_reported(tmp_path: Path) -> None:
+    out, docs = tmp_path / "out", tmp_path / "docs"
+    paths = [
+        reproduce.run_cell(cell, SETTING, out)
+        for method in ("prism", "fedavg", "md-gan")
+        for cell in tiny_cells(method)
+    ]
+    assert len(paths) == 3
+    kept = {path: path.read_bytes() for path in paths}
+    facts = json.loads(paths[0].read_text().splitlines()[0])
+    assert "--only digits/shards/prism" in facts["command"]
+    assert isinstance(parse_config(facts["config"]), RunConfig)
+    for cell in tiny_cells("prism"):
+        assert reproduce.run_cell(cell, SETTING, out) == paths[0]
+    assert all(path.read_bytes() == content for path, content in kept.items())
+
+    paths[1].write_bytes(kept[paths[1]][:-20])
+    assert not reproduce.is_whole(paths[1])
+    written = write_report(paths, docs, reproduce.is_whole)
+    page = (docs / "cpu.md").read_text()
+    assert [path.suffix for path in written] == [".png", ".md"]
+    assert all(path.stat().st_size > 0 for path in written)
+    assert "| prism |" in page
+    assert "| md-gan |" in page
+    assert "| fedavg |" not in page
+    assert "seed 1" in page
+    for cell in tiny_cells("fedavg"):
+        reproduce.run_cell(cell, SETTING, out)
+    assert reproduce.is_whole(paths[1])
+
+
+def test_the_command_line_of_the_grid(tmp_path: Path) -> None:
+    listed = invoke(reproduce.main, "--list", "--only", "cifar10/iid/fedavg")
+    assert listed.output.strip() == "cpu/cifar10/iid/fedavg/1"
+    assert invoke(reproduce.main, "--only", "nothing").exit_code == 1
+    assert invoke(reproduce.main, "--size", "vast").exit_code == 1
+    places = ["--out", str(tmp_path), "--docs", str(tmp_path / "docs")]
+    assert invoke(reproduce.main, "--tables", *places).exit_code == 0

@@ -36,7 +36,16 @@ class _Tail:
             content = file.read()
         end = content.rfind(b"\n") + 1
         self._at += end
-        return [json.loads(line) for line in content[:end].splitlines()]
+        return [line for raw in content[:end].splitlines() if (line := _parsed(raw)) is not None]
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    """A line's content; None where a crash left it unreadable, which the server mends."""
+    try:
+        line = json.loads(raw)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and "round" in line else None
 
 
 class RunDisplay:
@@ -48,10 +57,11 @@ class RunDisplay:
         self._metrics = _Tail(directory / "metrics.jsonl")
         self._traffic = _Tail(directory / "comm.jsonl")
         self._bytes: dict[int, dict[str, int]] = {}
-        self._rounds: list[dict[str, Any]] = []
+        # What an earlier life of the run left is shown, but not counted as done in this one.
+        self._rounds = self._metrics.read()
+        self._earlier = len(self._rounds)
         self._console = Console()
         self._started = time.monotonic()
-        self._first_round: int | None = None
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -88,8 +98,6 @@ class RunDisplay:
             totals = self._bytes.setdefault(line["round"], {"up": 0, "down": 0})
             totals[line["direction"]] += line["message_bytes"]
         for line in self._metrics.read():
-            if self._first_round is None:
-                self._first_round = line["round"]
             self._rounds.append(line)
             if not self._console.is_terminal:
                 self._console.print(self._line(line), soft_wrap=True, highlight=False)
@@ -128,12 +136,14 @@ class RunDisplay:
         ]
 
     def _eta(self) -> str:
-        if not self._rounds or self._first_round is None:
+        here = len(self._rounds) - self._earlier
+        to_do = self._config.rounds - len(self._rounds)
+        if to_do <= 0:
+            return "done"
+        if not here:
             return ""
-        done = self._rounds[-1]["round"] + 1
-        rounds_here = done - self._first_round
-        left = (time.monotonic() - self._started) / rounds_here * (self._config.rounds - done)
-        return f"ETA {int(left // 60)}:{int(left % 60):02d}" if left else "done"
+        left = (time.monotonic() - self._started) / here * to_do
+        return f"ETA {int(left // 60)}:{int(left % 60):02d}"
 
 
 def _size(count: int) -> str:

@@ -149,6 +149,8 @@ def test_a_model_file_is_enough(tmp_path: Path, mask: str) -> None:
     built = build_model(config, initial_state(config))
     built.save(path)
     loaded = load_model(path)
+    loaded.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
     assert torch.equal(loaded.sample(5, seed=3), built.sample(5, seed=3))
     assert not torch.equal(loaded.sample(5, seed=3), loaded.sample(5, seed=4))
     assert loaded.sample(300).shape == (300, 1, 16, 16)

@@ -67,13 +67,14 @@ class ExportedModel:
         """Write the model; the file appears whole or not at all."""
         tensors = self._tensors()
         header = {
-            "format": _FORMAT,
             "architecture": json.dumps(asdict(self.architecture), sort_keys=True),
             "seed": str(self.seed),
             "round": str(self.round),
         }
         header["digest"] = _digest(header, tensors)
-        write_atomically(path, safetensors.numpy.save(tensors, metadata=header))
+        # One key, because safetensors writes several in no fixed order.
+        metadata = {_FORMAT: json.dumps(header, sort_keys=True)}
+        write_atomically(path, safetensors.numpy.save(tensors, metadata=metadata))
 
     def _tensors(self) -> dict[str, NDArray[Any]]:
         name = "mask" if self.parameters.dtype == np.uint8 else "weights"
@@ -132,20 +133,20 @@ def load_model(path: Path) -> ExportedModel:
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            header = dict(file.metadata() or {})
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise ModelFileError(f"no model at {path}") from error
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{path} is not a model file, or is cut short") from error
-    if header.get("format") != _FORMAT:
+    if _FORMAT not in metadata:
         raise ModelFileError(f"{path} is not a PRISM model of format {_FORMAT}")
-    digest = header.pop("digest", "")
-    if digest != _digest(header, tensors):
-        raise ModelFileError(f"{path} is corrupt: its digest does not match its content")
     try:
+        header = {str(k): str(v) for k, v in json.loads(metadata[_FORMAT]).items()}
+        if header.pop("digest", "") != _digest(header, tensors):
+            raise ModelFileError(f"{path} is corrupt: its digest does not match its content")
         return _checked(header, tensors)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{path} holds no consistent model") from error
 
 

@@ -28,7 +28,7 @@ from common.data import ImageSource, load_images, partition
 from common.encoders import load_encoder
 from common.model.architecture import Architecture
 from common.model.export import build_model
-from common.seeding import uniform16
+from common.replay import hamming
 from common.state import GlobalState, entropy_bits, sigma
 from common.steps import initial_state
 from server.broadcast import Broadcast
@@ -93,19 +93,9 @@ def simulate(
         last, state = state, broadcast.publish(closed)
         down_bytes = sum(len(step.payload) for step in broadcast.steps(held))
         seconds = time.monotonic() - started
-        yield SimulatedRound(
-            state, closed.lam, hamming(config, last, state), up_bytes, down_bytes, seconds
-        )
-
-
-def hamming(config: RunConfig, old: GlobalState, new: GlobalState) -> float | None:
-    """Share of positions in which masks of two states differ; None for weights."""
-    if old.values.dtype != np.int16:
-        return None
-    d, t = old.dimension, old.round
-    before = uniform16(d, config.seed, "mada-old", t) < sigma(old.scores)
-    after = uniform16(d, config.seed, "mada-new", t) < sigma(new.scores)
-    return float(np.mean(before != after))
+        masked = state.values.dtype == np.int16
+        apart = hamming(config, last, sigma(state.scores)) / state.dimension if masked else None
+        yield SimulatedRound(state, closed.lam, apart, up_bytes, down_bytes, seconds)
 
 
 def client_moments(

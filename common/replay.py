@@ -72,10 +72,15 @@ def dynamic_lambda(config: RunConfig, state: GlobalState, target: Probs) -> int:
     """
     if not config.mada.enabled:
         return LAMBDA_ONE
+    return hamming(config, state, target) * LAMBDA_ONE // state.dimension
+
+
+def hamming(config: RunConfig, state: GlobalState, theta: Probs) -> int:
+    """Positions in which a mask sampled from the state and one sampled from theta differ."""
     d, t = state.dimension, state.round
     old = uniform16(d, config.seed, "mada-old", t) < sigma(state.scores)
-    new = uniform16(d, config.seed, "mada-new", t) < target
-    return int(np.count_nonzero(old != new)) * LAMBDA_ONE // d
+    new = uniform16(d, config.seed, "mada-new", t) < theta
+    return int(np.count_nonzero(old != new))
 
 
 def advance(

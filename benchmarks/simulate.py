@@ -29,7 +29,7 @@ from common.encoders import load_encoder
 from common.model.architecture import Architecture
 from common.model.export import build_model
 from common.replay import hamming
-from common.state import GlobalState, entropy_bits, sigma
+from common.state import GlobalState, Values, entropy_bits, sigma
 from common.steps import initial_state
 from server.broadcast import Broadcast
 from server.methods import make_aggregator
@@ -40,6 +40,8 @@ class SimulatedRound:
     """What one round gave.
 
     Attributes:
+        start: what the round started from.
+        locals: (K, d) what each client trained, as its update was made of it.
         state: what the next round starts from.
         lam: MADA's lambda.
         hamming: share of positions in which a mask of this state differs from one of the last,
@@ -49,6 +51,8 @@ class SimulatedRound:
         seconds: of the round.
     """
 
+    start: GlobalState
+    locals: Sequence[Values]
     state: GlobalState
     lam: float | None
     hamming: float | None
@@ -74,14 +78,15 @@ def simulate(
         started = time.monotonic()
         state = broadcast.state
         aggregator = make_aggregator(config, state, len(trainers))
-        up_bytes = 0
+        up_bytes, locals_ = 0, []
         for rank, trainer in enumerate(trainers):
             name = f"client-{rank}"
-            local = trainer.train(state, name)
+            values = noisy_values(config.privacy, state, trainer.train(state, name).values)
+            locals_.append(values)
             payloads = encode_update(
                 config,
                 state,
-                noisy_values(config.privacy, state, local.values),
+                values,
                 rank=rank,
                 cohort_size=len(trainers),
                 client=name,
@@ -95,7 +100,7 @@ def simulate(
         seconds = time.monotonic() - started
         masked = state.values.dtype == np.int16
         apart = hamming(config, last, sigma(state.scores)) / state.dimension if masked else None
-        yield SimulatedRound(state, closed.lam, apart, up_bytes, down_bytes, seconds)
+        yield SimulatedRound(last, locals_, state, closed.lam, apart, up_bytes, down_bytes, seconds)
 
 
 def client_moments(

@@ -281,7 +281,7 @@ class Engine:
                 case Discarded(round_, attempt, received, needed):
                     written = self._write(self._journal.append_discard, attempt)
                     log.warning(
-                        "round %d: %d updates at the deadline, %d needed; run again",
+                        "round %d: %d updates and no more to come, %d needed; run again",
                         round_,
                         received,
                         needed,

@@ -2,7 +2,7 @@
 
     WAITING --enough clients--> OPEN --all in, or quorum at the deadline--> CLOSING
      ^  ^                        |                                           |  |
-     |  '------below quorum at the deadline: run the round again             |  |
+     |  '------below quorum at the deadline, or for good: run it again        |  |
      '-------------------------------aggregated, rounds left-----------------'  |
     FINISHED <------------------------------aggregated, the last----------------'
 
@@ -271,12 +271,15 @@ class Rounds:
         # round must not close over it.
         if self._storing():
             return None
-        here = {*self.members.live(now), *self.members.awaited(now)}
+        live = self.members.live(now)
+        here = {*live, *self.members.awaited(now)}
         missing = [name for name in self.cohort if name in here and name not in self.submitted]
         received, needed = len(self.submitted), _share(self._config.round.quorum, len(self.cohort))
         if received >= needed and (not missing or now >= self._deadline):
             return self._close()
-        if now < self._deadline:
+        # Those who are gone may be back under other names; enough of them, and it starts anew.
+        hopeless = not missing and len(live) >= self._config.min_clients
+        if now < self._deadline and not hopeless:
             return None
         effect = Discarded(self.round, self.attempt, received, needed)
         self.attempt += 1

@@ -182,6 +182,15 @@ def test_below_quorum_it_waits_for_the_gone_until_the_deadline() -> None:
     assert submit(rounds, "c", 4.0) == (Closing(0, 0, tuple("abc")),)
 
 
+def test_below_quorum_it_starts_anew_when_the_gone_are_back_under_other_names() -> None:
+    rounds = opened(3, quorum=0.8)
+    submit(rounds, "a")
+    rounds.leave(2.0, "session-c")
+    assert join(rounds, "d", 3.0) == (), "b is here and may yet fill the quorum"
+    assert submit(rounds, "b", 4.0) == (Discarded(0, 0, 2, 3), Opened(0, 1, tuple("abd")))
+    assert rounds.submitted == ()
+
+
 def test_below_quorum_and_below_min_clients_it_waits_again() -> None:
     rounds = opened(3)
     effects = rounds.tick(DEADLINE)

@@ -13,8 +13,6 @@ from typing import Final
 
 import grpc
 import grpc.aio
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME
 from grpc_health.v1.health import aio as health
@@ -24,6 +22,7 @@ from common.address import check_security
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
 from common.files import write_atomically
+from common.pem import read_certificates, read_pair
 from common.rpc.prism.v1.federation_pb2_grpc import add_FederationServicer_to_server
 from server.engine import Engine
 from server.evaluation import NO_EVALUATION, EvaluationOptions
@@ -174,38 +173,15 @@ def _signals(engine: Engine) -> Iterator[None]:
 def _credentials(
     tls_cert: Path | None, tls_key: Path | None, client_ca: Path | None
 ) -> grpc.ServerCredentials | None:
-    """TLS from files, checked here: gRPC would fail later and say less."""
+    """TLS from files, or None for plain text."""
     if tls_cert is None and tls_key is None:
         if client_ca is not None:
             raise ConfigError("--client-ca needs --tls-cert and --tls-key")
         return None
     if tls_cert is None or tls_key is None:
         raise ConfigError("--tls-cert and --tls-key belong together")
-    chain, key = _read(tls_cert), _read(tls_key)
-    roots = _read(client_ca) if client_ca is not None else None
-    certificate = _certificate(tls_cert, chain)
-    if roots is not None and client_ca is not None:
-        _certificate(client_ca, roots)
-    try:
-        public = serialization.load_pem_private_key(key, password=None).public_key()
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{tls_key} is not a PEM private key without a password") from error
-    if public != certificate.public_key():
-        raise ConfigError(f"{tls_key} is not the key of {tls_cert}")
+    chain, key = read_pair(tls_cert, tls_key)
+    roots = read_certificates(client_ca) if client_ca is not None else None
     return grpc.ssl_server_credentials(
         [(key, chain)], root_certificates=roots, require_client_auth=roots is not None
     )
-
-
-def _certificate(path: Path, pem: bytes) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
-        raise ConfigError(f"{path} is not a PEM certificate") from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error

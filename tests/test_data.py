@@ -1,3 +1,4 @@
+import os
 import pickle
 import struct
 import time
@@ -256,6 +257,14 @@ def test_missing_data_is_one_clear_line(spec: str, message: str, tmp_path: Path)
     with pytest.raises(DataError, match=message) as caught:
         open_source(spec.format(tmp=tmp_path), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0)
+    with pytest.raises(DataError, match=f"cannot read {locked}: Permission denied"):
+        open_source(f"folder:{tmp_path}")
 
 
 def test_data_dir_is_asked_for() -> None:

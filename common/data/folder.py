@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -43,8 +44,13 @@ class _Directory(_Store):
         self._root = root
 
     def names(self) -> list[PurePosixPath]:
-        files = (path for path in self._root.rglob("*") if path.is_file())
-        return [PurePosixPath(path.relative_to(self._root).as_posix()) for path in files]
+        folders = os.walk(self._root, onerror=self._refuse)
+        files = (Path(folder, name) for folder, _, names in folders for name in names)
+        return [PurePosixPath(file.relative_to(self._root).as_posix()) for file in files]
+
+    def _refuse(self, error: OSError) -> None:
+        # Images that cannot be seen must not go missing in silence.
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
     def open(self, name: PurePosixPath) -> IO[bytes]:
         return (self._root / name).open("rb")

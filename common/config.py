@@ -159,6 +159,8 @@ class RunConfig(_Section):
     method: Literal["prism", "fedpm", "fedavg"] = "prism"
     alpha: Share = 0.0
     """Share of the masked layers, counted from the last, that upload scores (PRISM-alpha)."""
+    sharpening: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    """Factor by which the scores grow over the whole run by themselves, on both sides alike."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -195,6 +197,8 @@ class RunConfig(_Section):
             raise ValueError('alpha above 0 needs method = "prism"')
         if self.method != "prism" and self.mada.enabled:
             raise ValueError('mada.enabled needs method = "prism"')
+        if self.method != "prism" and self.sharpening != 1:
+            raise ValueError('sharpening above 1 needs method = "prism"')
         if self.method == "fedpm" and self.codec.coordinates_per_round < 1:
             raise ValueError('codec.coordinates_per_round below 1 needs method = "prism"')
         if (self.method == "fedavg") != (self.codec.up == "float32"):

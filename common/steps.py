@@ -23,7 +23,7 @@ from common.config import RunConfig
 from common.errors import PayloadError
 from common.model.architecture import Architecture
 from common.model.frozen import frozen_weights
-from common.replay import RoundCounts, advance, estimate, masked_count
+from common.replay import RoundCounts, advance, estimate, masked_count, sharpened
 from common.state import LAMBDA_ONE, GlobalState, initial_scores
 
 STATE_CODECS = (KEYFRAME.wire, KEYFRAME_ENTROPY.wire, EXACT.wire, ERROR_FEEDBACK.wire)
@@ -109,7 +109,8 @@ def replay_step(config: RunConfig, state: GlobalState, payload: bytes) -> Global
     mean_scores = np.frombuffer(payload[_EXACT_HEADER.size : start], dtype="<i2").astype(np.int16)
     ones = EXACT.decode(payload[start:], clients, state.scores[:masked])
     counts = RoundCounts(clients, referenced, ones, mean_scores)
-    return advance(config, state, counts, estimate(config, state, counts), lam)
+    target = estimate(config, state, counts)
+    return sharpened(config, advance(config, state, counts, target, lam))
 
 
 def feedback_units(config: RunConfig) -> int:
@@ -120,6 +121,6 @@ def feedback_units(config: RunConfig) -> int:
 def move_by_levels(
     config: RunConfig, state: GlobalState, levels: np.ndarray[tuple[int], np.dtype[np.int8]]
 ) -> GlobalState:
-    """Add a quantised move to a state; server and client do this alike."""
+    """Add a quantised move to a state, and sharpen it; server and client do this alike."""
     moved = ERROR_FEEDBACK.dequantise(levels, state.scores, feedback_units(config))
-    return GlobalState(state.round + 1, (state.scores + moved).astype(np.int16))
+    return sharpened(config, GlobalState(state.round + 1, (state.scores + moved).astype(np.int16)))

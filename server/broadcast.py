@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from common.codecs import ERROR_FEEDBACK, KEYFRAME, KEYFRAME_ENTROPY
 from common.config import RunConfig
+from common.replay import sharpened
 from common.state import GlobalState
 from common.steps import StateStep, exact_step, feedback_units, move_by_levels
 from server.aggregate import Closed
@@ -53,7 +54,7 @@ class Broadcast:
             state, step = self._quantised(closed.state)
             self._links.append(_Link(base, step))
         else:
-            state = closed.state
+            state = sharpened(self._config, closed.state)
             if self._down == "exact" and closed.replay is not None:
                 step = exact_step(self.state, closed.replay.counts, closed.replay.lam)
                 self._links.append(_Link(base, step))
@@ -105,11 +106,11 @@ class Broadcast:
 
     def _quantised(self, target: GlobalState) -> tuple[GlobalState, StateStep]:
         """Send what of the pending difference is worth it, and carry the rest over."""
-        base = self.state
+        base, units = self.state, feedback_units(self._config)
         pending = self._residual + (target.scores.astype(np.int32) - base.scores)
-        levels = ERROR_FEEDBACK.quantise(pending, base.scores, feedback_units(self._config))
+        levels = ERROR_FEEDBACK.quantise(pending, base.scores, units)
+        self._residual = pending - ERROR_FEEDBACK.dequantise(levels, base.scores, units)
         state = move_by_levels(self._config, base, levels)
-        self._residual = pending - (state.scores.astype(np.int32) - base.scores)
         payload = ERROR_FEEDBACK.encode(levels, base.scores)
         return state, StateStep(ERROR_FEEDBACK.wire, state.round, payload)
 

@@ -1,13 +1,18 @@
 """The downlink: whoever is how far behind, by whichever codec, ends with the server's state."""
 
+import hashlib
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from client.update import encode_update
 from common.codecs import KEYFRAME, KEYFRAME_ENTROPY
 from common.config import RunConfig, parse_config
 from common.errors import PayloadError
-from common.state import GlobalState, sigma
+from common.replay import growth_factor, sharpened
+from common.state import THETA_MAX, GlobalState, logit, sigma
 from common.steps import StateStep, apply_steps, initial_state
 from server.aggregate import Closed
 from server.broadcast import HISTORY, Broadcast
@@ -34,7 +39,10 @@ def closed_round(config: RunConfig, state: GlobalState) -> Closed:
     return aggregator.close()
 
 
-@pytest.mark.parametrize("more", [(), ("codec.up=raw",), ("alpha=0.5", "mada.space=probability")])
+@pytest.mark.parametrize(
+    "more",
+    [(), ("codec.up=raw",), ("alpha=0.5", "mada.space=probability"), ("sharpening=50",)],
+)
 @pytest.mark.parametrize("down", ["keyframe", "exact", "error-feedback"])
 def test_every_lag_ends_with_the_servers_state(down: str, more: tuple[str, ...]) -> None:
     config = config_of(down, *more)
@@ -83,6 +91,39 @@ def test_error_feedback_loses_nothing_in_the_long_run() -> None:
     theta = sigma(broadcast.state.scores) / 65536
     step = config.codec.error_feedback_step * 2048 / 2 / np.sqrt(theta * (1 - theta))
     assert (left <= 0.76 * step + 1).all()
+
+
+@given(
+    st.lists(st.integers(-32768, 32767), min_size=1),
+    st.floats(1, 1000),
+    st.integers(1, 500),
+)
+def test_sharpening_grows_scores_evenly_up_to_the_clamp(
+    values: list[int], total: float, rounds: int
+) -> None:
+    config = parse_config("", [f"sharpening={total}", f"rounds={rounds}"])
+    before = np.array([*values, 1000, -1000], dtype=np.int16)
+    state = GlobalState(0, before)
+    for _ in range(rounds):
+        state = sharpened(config, state)
+    limit, after = int(logit(np.array([THETA_MAX], np.uint16))[0]), state.scores.astype(int)
+    beyond = np.abs(before.astype(int)) >= limit
+    assert np.array_equal(after[beyond], before[beyond])
+    assert (np.abs(after) >= np.abs(before.astype(int))).all()
+    assert (np.abs(after)[~beyond] <= limit).all()
+    assert (np.sign(after) == np.sign(before)).all()
+    assert after[-2] == -after[-1]
+    # A growth below half a unit a round rounds to none; at 1000 units that is 0.05 % a round.
+    if rounds <= 60 and total > 1.1:
+        assert after[-2] == pytest.approx(min(1000 * total, limit), rel=0.02)
+
+
+def test_sharpening_is_the_same_everywhere() -> None:
+    config = parse_config("", ["sharpening=10", "rounds=60"])
+    scores = np.arange(-32768, 32768, dtype=np.int16)
+    digest = hashlib.sha256(sharpened(config, GlobalState(0, scores)).scores.astype("<i2"))
+    assert growth_factor(10.0, 60) == 68100
+    assert digest.hexdigest()[:16] == "30559d712289345d"
 
 
 def test_the_history_is_bounded() -> None:

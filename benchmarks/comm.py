@@ -40,7 +40,8 @@ from common.codecs import (
 )
 from common.codecs.plain import unpack
 from common.errors import DataError, PrismError
-from common.state import PROB_ONE, THETA_MAX, THETA_MIN, Probs, Scores, logit, sigma
+from common.state import PROB_ONE, THETA_MAX, THETA_MIN, Scores, logit, sigma
+from common.theory import MaskBits
 
 DIVERGENCES = (0.014, 0.03, 0.1)
 SPREAD = 5.0
@@ -92,14 +93,6 @@ class Report:
     rows: list[Row] = field(default_factory=list)
 
 
-def theory(state: Probs, client: Probs) -> tuple[float, float]:
-    """Entropy of the client's mask and its cross-entropy under the state, bits a parameter."""
-    p, q = state / PROB_ONE, np.maximum(client, 1) / PROB_ONE
-    entropy = -(q * np.log2(q) + (1 - q) * np.log2(1 - q)).mean()
-    cross = -(q * np.log2(p) + (1 - q) * np.log2(1 - p)).mean()
-    return float(entropy), float(cross)
-
-
 def _drifted(scores: Scores, drift: float, client: int) -> Scores:
     noise = np.random.default_rng([2, client]).standard_normal(scores.size, dtype=np.float32)
     moved = scores + 2048 * np.float32(drift) * noise
@@ -120,8 +113,9 @@ def synthetic(dimension: int, clients: int) -> Iterator[State]:
         low, high = 0.0, 5.0
         while high - low > 1e-3:
             middle = (low + high) / 2
-            entropy, cross = theory(sigma(sample), sigma(_drifted(sample, middle, 0)))
-            low, high = (middle, high) if cross - entropy < divergence else (low, middle)
+            drifted = sigma(_drifted(sample, middle, 0))
+            below = MaskBits.of(sigma(sample), drifted).kl < divergence
+            low, high = (middle, high) if below else (low, middle)
         # Each closure keeps the drift of its own divergence.
         yield State(
             f"synthetic KL {divergence}",
@@ -256,11 +250,13 @@ def _same(decoded: NDArray[np.integer[Any]], expected: NDArray[np.integer[Any]],
 
 def measure(state: State, shares: list[float], repeat: int) -> Report:
     """Every codec on one state."""
-    entropy, cross = theory(sigma(state.scores), sigma(state.clients(0)))
+    bits = MaskBits.of(sigma(state.scores), sigma(state.clients(0)))
     rows = [up(state, name, 1.0, repeat) for name in ("raw", "entropy", "flips")]
     rows += [up(state, "flips", share, repeat) for share in shares]
     rows += down(state, repeat)
-    return Report(state.name, state.scores.size, state.count, entropy, cross, cross - entropy, rows)
+    entropy = bits.cross_entropy - bits.kl
+    size, count = state.scores.size, state.count
+    return Report(state.name, size, count, entropy, bits.cross_entropy, bits.kl, rows)
 
 
 def show(report: Report, console: Console) -> None:

@@ -49,7 +49,8 @@ class Row:
     def changes(self) -> list[str]:
         """What it changes in the config."""
         if self.partition == "pooled":
-            changes = ['data.partition="iid"', "data.clients=1"]
+            # In one place there is nothing to code: what was trained is the next state itself.
+            changes = ['data.partition="iid"', "data.clients=1", "alpha=1", 'codec.down="keyframe"']
         else:
             changes = [f'data.partition="{self.partition}"']
         if self.epsilon is not None:

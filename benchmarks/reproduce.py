@@ -36,10 +36,23 @@ Measure = Callable[[Setting], Iterator[Measured]]
 
 _PUBLISHED: Final = (
     "train.straight_through=scaled",
+    "train.learning_rate=0.1",
     "mada.enabled=true",
     "mada.space=score",
     "codec.up=raw",
     "codec.down=keyframe",
+    "output.mask=sample",
+)
+_OURS: Final = (
+    "train.straight_through=unscaled",
+    "train.learning_rate=0.3",
+    "train.learning_rate_final=0.01",
+    "sharpening=10",
+    "mada.enabled=false",
+    "codec.up=flips",
+    "codec.down=error-feedback",
+    "codec.error_feedback_step=1",
+    "output.mask=threshold",
 )
 
 
@@ -58,13 +71,14 @@ class Method:
 
 # FedPM has no row: with one bit a parameter it is PRISM-dagger, bit for bit.
 METHODS: Final[Mapping[str, Method]] = {
-    "prism": Method(
-        ("train.straight_through=unscaled", "mada.enabled=false", "codec.up=flips"),
-    ),
+    "prism": Method(_OURS),
+    "prism-alpha": Method((*_OURS, "alpha=0.7")),
+    "prism-raw": Method((*_OURS, "codec.up=raw", "codec.down=keyframe")),
     "prism-published": Method(_PUBLISHED),
     "prism-dagger": Method((*_PUBLISHED, "mada.enabled=false")),
-    "prism-alpha": Method((*_PUBLISHED, "alpha=0.7")),
-    "fedavg": Method(("method=fedavg",)),
+    "fedavg": Method(
+        ("method=fedavg", "train.learning_rate=0.02", "train.learning_rate_final=0.001"),
+    ),
     "fedavg-gan": Method((), benchmarks.peers.fedavg_gan.measure),
     "md-gan": Method((), benchmarks.peers.md_gan.measure),
 }
@@ -75,7 +89,8 @@ SIZES: Final[Mapping[str, tuple[str, ...]]] = {
         "rounds=60",
         "data.clients=10",
         "model.width=16",
-        "train.local_steps=20",
+        "model.image_size=16",
+        "train.local_steps=10",
         "train.batch_size=64",
         "encoder.name=small",
     ),
@@ -83,6 +98,7 @@ SIZES: Final[Mapping[str, tuple[str, ...]]] = {
         "rounds=150",
         "data.clients=10",
         "model.width=64",
+        "model.image_size=32",
         "train.local_steps=100",
         "train.batch_size=64",
         "encoder.name=vgg19_bn",
@@ -126,7 +142,6 @@ class Cell:
             f"seed={self.seed}",
             f"data.name={self.data}",
             f"data.partition={self.partition}",
-            f"model.image_size={16 if self.data == 'digits' else 32}",
         )
         changes = (*SIZES[self.size], *data, *METHODS[self.method].changes, *self.changes)
         return parse_config("", changes, source=self.name)

@@ -22,7 +22,7 @@ from benchmarks.measure import Measured, Meter, Setting, command, quality_of
 from client.loss import Moments, real_moments
 from client.methods import make_trainer
 from client.privacy import calibrate_moments, features_of, noisy_values, release_moments
-from client.update import encode_update
+from client.update import encode_update, update_bits
 from common.config import RunConfig
 from common.data import ImageSource, load_images, partition
 from common.encoders import load_encoder
@@ -31,6 +31,7 @@ from common.model.export import build_model
 from common.replay import hamming
 from common.state import GlobalState, Values, entropy_bits, sigma
 from common.steps import initial_state
+from common.theory import MaskBits, figures
 from server.broadcast import Broadcast
 from server.methods import make_aggregator
 
@@ -133,10 +134,12 @@ def measure(setting: Setting) -> Iterator[Measured]:
             continue
         images = build_model(run, done.state).sample(setting.samples)
         masked = done.state.values.dtype == np.int16
+        bits = MaskBits.mean(update_bits(run, done.start, values) for values in done.locals)
         of_mask = {
             "lambda": done.lam,
             "hamming": done.hamming,
             "entropy_bits": entropy_bits(done.state.scores) if masked else None,
+            **figures(bits),
         }
         yield Measured(meter.line(done.state.round) | of_mask | quality_of(judge, images), images)
 

@@ -1,8 +1,9 @@
 """What a run's communication cost, added up from the files that it left.
 
-    comm.jsonl             codec payload and protobuf messages, as the server saw them
+    comm.jsonl             codec payload and protobuf messages, as the server saw them; and
+                           what theory says of each update's mask
     relay/CLIENT.jsonl     socket bytes, where a relay stood before that client
-    metrics.jsonl          what theory says
+    metrics.jsonl          what theory says of each round
 
 What lies between messages and socket (gRPC's prefixes, HTTP/2's frames, TLS records) is
 modelled, so that it can be told without a relay, and checked against one.
@@ -30,7 +31,7 @@ THEORY: Final = {
     "cross_entropy_bits": "cross-entropy under the state",
     "entropy_bits": "entropy of the state's mask",
 }
-"""Fields of metrics.jsonl or comm.jsonl, bits a parameter."""
+"""Fields of metrics.jsonl and comm.jsonl, bits a parameter."""
 
 _CHUNK_BYTES: Final = 64 * 1024
 _STREAMS: Final = {("SubmitUpdate", "up"), ("FetchState", "down")}
@@ -143,7 +144,8 @@ class Ledger:
         tallies: by client, method and direction; clients without a name are "".
         client_rounds: (round, client) of every update that came.
         sockets: by client, for those with a relay.
-        theory: mean bits a parameter, by field.
+        theory: mean bits a parameter, by field; over client-rounds where comm.jsonl has them,
+            else over rounds.
     """
 
     name: str
@@ -169,12 +171,12 @@ class Ledger:
             raise ConfigError(f"{run} holds no run: there is no comm.jsonl in it")
         config = load_config(run / "config.toml")
         ledger = cls(config.name, Architecture.of(config.model).dimension)
-        figures: dict[str, list[float]] = {name: [] for name in THEORY}
-        collect = partial(_collect, figures)
-        _read_lines(run / "comm.jsonl", ledger._traffic, collect)
+        updates: dict[str, list[float]] = defaultdict(list)
+        rounds: dict[str, list[float]] = defaultdict(list)
+        _read_lines(run / "comm.jsonl", ledger._traffic, partial(_collect, updates))
         if (run / "metrics.jsonl").exists():
-            _read_lines(run / "metrics.jsonl", collect)
-        ledger.theory = {k: sum(v) / len(v) for k, v in figures.items() if v}
+            _read_lines(run / "metrics.jsonl", partial(_collect, rounds))
+        ledger.theory = _means(rounds) | _means(updates)
         for path in sorted((run / "relay").glob("*.jsonl")):
             ledger._relay(path)
         return ledger
@@ -252,6 +254,10 @@ def _read_lines(path: Path, *readers: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _collect(figures: dict[str, list[float]], line: dict[str, Any]) -> None:
-    for name, values in figures.items():
+    for name in THEORY:
         if line.get(name) is not None:
-            values.append(line[name])
+            figures[name].append(line[name])
+
+
+def _means(figures: dict[str, list[float]]) -> dict[str, float]:
+    return {name: sum(values) / len(values) for name, values in figures.items()}

@@ -19,7 +19,7 @@ from client.methods import make_trainer
 from client.privates import PrivateData
 from client.store import ClientStore, MadeUpdate
 from client.transport import Assignment, Finished, Report, Transport
-from client.update import encode_update, wire_codec
+from client.update import encode_update, update_bits, wire_codec
 from common.config import RunConfig, parse_config
 from common.errors import (
     AlreadyExists,
@@ -159,8 +159,9 @@ class Client:
         else:
             size = sum(len(payload) for payload in made.payloads)
             log.info(
-                "round %d: loss %.3g, trained %.1f s, sent %d bytes",
+                "round %d: state %s, loss %.3g, trained %.1f s, sent %d bytes",
                 t,
+                state.digest().hex()[:12],
                 made.report.loss,
                 made.report.seconds,
                 size,
@@ -196,16 +197,18 @@ class Client:
                 last = time.monotonic()
 
         result = self._trainer.train(state, self._name, progress)
+        values = self._guard.values(self._config, state, result.values)
         payloads = encode_update(
             self._config,
             state,
-            self._guard.values(self._config, state, result.values),
+            values,
             rank=assignment.rank,
             cohort_size=assignment.cohort_size,
             client=self._name,
         )
         loss = self._guard.reportable(self._config, result.loss)
-        report = Report(self._data.examples, loss, result.seconds)
+        bits = update_bits(self._config, state, values)
+        report = Report(self._data.examples, loss, result.seconds, bits)
         made = MadeUpdate(
             assignment.round, assignment.rank, assignment.cohort_size, payloads, report
         )

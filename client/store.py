@@ -12,7 +12,7 @@ import json
 import pickle
 import secrets
 import socket
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from client.transport import Report
 from common.errors import StorageError
 from common.files import write_atomically
+from common.theory import MaskBits
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class ClientStore:
                 # Tensors, because torch's safe loader reads no bytes.
                 "payloads": [_as_tensor(p) for p in update.payloads],
                 "report": [report.examples, report.loss, report.seconds],
+                "bits": report.bits and astuple(report.bits),
             },
             buffer,
         )
@@ -129,12 +131,14 @@ class ClientStore:
                 return None
             round_, rank, cohort_size = saved["assignment"]
             examples, loss, seconds = saved["report"]
+            bits = saved.get("bits")
+            report = Report(examples, loss, seconds, bits and MaskBits(*bits))
             update = MadeUpdate(
                 round_,
                 rank,
                 cohort_size,
                 tuple(payload.numpy().tobytes() for payload in saved["payloads"]),
-                Report(examples, loss, seconds),
+                report,
             )
             return saved["trainer"], update
         except (

@@ -26,6 +26,7 @@ from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationStub
 from common.state import GlobalState
 from common.steps import STATE_CODECS, StateStep
+from common.theory import MaskBits, figures
 
 CHUNK = 64 * 1024
 CALL_SECONDS = 20.0
@@ -123,11 +124,19 @@ class Finished:
 
 @dataclass(frozen=True)
 class Report:
-    """Figures that travel with an update."""
+    """Figures that travel with an update.
+
+    Attributes:
+        examples: that were trained on.
+        loss: mean over the steps; NaN stands for none.
+        seconds: of training.
+        bits: what theory says that the mask takes; None without a mask.
+    """
 
     examples: int
     loss: float
     seconds: float
+    bits: MaskBits | None = None
 
 
 class Transport:
@@ -241,7 +250,10 @@ class Transport:
             cohort_size=assignment.cohort_size,
             payload_digest=hashlib.sha256(payload).digest(),
             report=pb.ClientReport(
-                examples=report.examples, loss=report.loss, train_seconds=report.seconds
+                examples=report.examples,
+                loss=report.loss,
+                train_seconds=report.seconds,
+                **figures(report.bits),
             ),
         )
         for segment, codec, data in segments:

@@ -9,6 +9,7 @@ from common.config import RunConfig
 from common.layout import SegmentSpec, mask_context, update_layout
 from common.seeding import derive_seed
 from common.state import GlobalState, Values, sigma
+from common.theory import MaskBits
 
 
 def encode_update(
@@ -47,6 +48,23 @@ def encode_update(
         else:
             payloads.append(weight_codec(segment.codec).encode(local.weights[segment.slice]))
     return tuple(payloads)
+
+
+def update_bits(config: RunConfig, state: GlobalState, values: Values) -> MaskBits | None:
+    """What theory says that the mask of an update takes; None where it has no mask.
+
+    Args:
+        config: the run.
+        state: the global state that training started from.
+        values: (d,) as they are given to `encode_update`; so whatever noise they have is in
+            these figures too, which then say no more than the update itself.
+    """
+    for segment in update_layout(config):
+        if segment.kind == "mask":
+            local = GlobalState(state.round, values)
+            theta_t, theta_k = (sigma(s.scores[segment.slice]) for s in (state, local))
+            return MaskBits.of(theta_t, theta_k)
+    return None
 
 
 def wire_codec(segment: SegmentSpec) -> int:

@@ -41,7 +41,8 @@ from server.events import (
 from server.journal import Checkpoint, Journal, Recovered, StoredUpdate
 from server.members import Members, Parted, PartitionGiven
 from server.methods import make_aggregator
-from server.recorder import Metrics, Recorder
+from server.metrics import Metrics, Reported
+from server.recorder import Recorder
 from server.rounds import Phase, Rounds
 
 Result = TypeVar("Result")
@@ -99,7 +100,7 @@ class Engine:
             before |= set(found.checkpoint.members)
         members.await_return(now, before)
         self.rounds = Rounds(self.config, members, found.round)
-        self._losses: list[float] = []
+        self._reports: list[Reported] = []
         self._aggregator: Aggregator | None = None
         self._interrupted: tuple[int, Interrupted | None] = (found.attempt, None)
         if found.cohort:
@@ -186,7 +187,7 @@ class Engine:
             await changed.wait()
 
     async def submit(
-        self, ticket: Ticket, payload: bytes, sizes: tuple[int, ...], loss: float | None
+        self, ticket: Ticket, payload: bytes, sizes: tuple[int, ...], reported: Reported
     ) -> None:
         """Decode an update, make it durable and fold it; it may be acknowledged then.
 
@@ -198,7 +199,7 @@ class Engine:
         """
         self.rounds.check(ticket)
         aggregator = self._current_aggregator()
-        update = StoredUpdate(ticket.name, ticket.digest, sizes, loss, payload)
+        update = StoredUpdate(ticket.name, ticket.digest, sizes, reported, payload)
         contribution = await asyncio.to_thread(aggregator.decode, update.segments(), ticket.rank)
         # The aggregator is the ticket's: another attempt would make this raise.
         self.rounds.store(ticket)
@@ -272,12 +273,18 @@ class Engine:
             match effect:
                 case Opened(round_, attempt, cohort):
                     self._opened_at = time.monotonic()
-                    self._losses = []
+                    self._reports = []
                     state, size = self.broadcast.state, len(cohort)
                     self._aggregator = make_aggregator(self.config, state, size)
                     written = self._write(self._journal.append_open, attempt, cohort)
                     again = f", attempt {attempt + 1}" if attempt else ""
-                    log.info("round %d is open for %d clients%s", round_, size, again)
+                    log.info(
+                        "round %d is open for %d clients%s, state %s",
+                        round_,
+                        size,
+                        again,
+                        self.broadcast.digest.hex()[:12],
+                    )
                 case Discarded(round_, attempt, received, needed):
                     written = self._write(self._journal.append_discard, attempt)
                     log.warning(
@@ -299,10 +306,10 @@ class Engine:
 
     async def _close_round(self) -> None:
         """Aggregate, broadcast, checkpoint; then tell the machine."""
-        aggregator, losses = self._current_aggregator(), list(self._losses)
+        aggregator, reports = self._current_aggregator(), list(self._reports)
         # The writer thread folds, so it is where everything is known to be folded.
         closed = await self._write(aggregator.close)
-        state, metrics = await asyncio.to_thread(self._publish, closed, losses)
+        state, metrics = await asyncio.to_thread(self._publish, closed, reports)
         point = Checkpoint(state, self.live(), metrics.line(), self.broadcast.snapshot())
         await self._write(self._journal.checkpoint, point)
         self.recorder.closed(metrics, state)
@@ -315,15 +322,14 @@ class Engine:
         )
         await self._apply(self.rounds.aggregated(time.monotonic()))
 
-    def _publish(self, closed: Closed, losses: list[float]) -> tuple[GlobalState, Metrics]:
+    def _publish(self, closed: Closed, reports: list[Reported]) -> tuple[GlobalState, Metrics]:
         state = self.broadcast.publish(closed)
         seconds = time.monotonic() - self._opened_at
-        return state, Metrics.of(state, closed.lam, closed.clients, losses, seconds)
+        return state, Metrics.of(state, closed.lam, closed.clients, reports, seconds)
 
     def _fold(self, contribution: Any, update: StoredUpdate) -> None:
         self._current_aggregator().fold(contribution)
-        if update.loss is not None:
-            self._losses.append(update.loss)
+        self._reports.append(update.reported)
 
     def _current_aggregator(self) -> Aggregator:
         if self._aggregator is None:

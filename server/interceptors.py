@@ -8,6 +8,7 @@ the peer's mistake and not an internal error.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -19,11 +20,15 @@ from common.errors import (
     IdentityMismatch,
     PayloadError,
     PrismError,
+    ProtocolError,
     SessionUnknown,
     WrongRound,
 )
+from common.rpc.prism.v1 import federation_pb2 as pb
+from common.theory import MaskBits
 from server.engine import Engine
 from server.members import check_identity
+from server.metrics import Reported
 from server.recorder import Traffic
 
 SERVICE: Final = "prism.v1.Federation"
@@ -45,6 +50,21 @@ def session_of(context: Context) -> str:
         if key == SESSION_KEY:
             return value if isinstance(value, str) else value.decode("ascii", "replace")
     return ""
+
+
+def reported_by(report: pb.ClientReport) -> Reported:
+    """What a client says about its update.
+
+    Raises:
+        ProtocolError: bits that cannot be, or one figure of them without the other.
+    """
+    given = report.HasField("cross_entropy_bits"), report.HasField("kl_bits")
+    if any(given) and not all(given):
+        raise ProtocolError("cross_entropy_bits and kl_bits come together or not at all")
+    return Reported(
+        loss=report.loss if math.isfinite(report.loss) else None,
+        bits=MaskBits(report.cross_entropy_bits, report.kl_bits) if all(given) else None,
+    )
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -128,6 +148,8 @@ class _Call:
         self._round = engine.rounds.round
         self._payload = {"up": 0, "down": 0}
         self._message = {"up": 0, "down": 0}
+        self._report: pb.ClientReport | None = None
+        self._bits: MaskBits | None = None
         self.client = ""
 
     def let_in(self) -> None:
@@ -164,12 +186,17 @@ class _Call:
             self._check_certificate()
         elif self.client and self._handler.request_streaming:
             self._engine.renew(self._session)
+            if message.HasField("header"):
+                self._report = message.header.report
         return message
 
     def sent(self, message: Any) -> bytes:
         """Serialise and meter a response."""
         raw: bytes = cast(Any, self._handler).response_serializer(message)
         self._count("down", message, len(raw))
+        # An update counts once: neither if it is refused nor when it is sent again.
+        if self._report is not None and not message.duplicate:
+            self._bits = reported_by(self._report).bits
         return raw
 
     def record(self) -> None:
@@ -187,6 +214,7 @@ class _Call:
                     payload_bytes=self._payload[direction],
                     message_bytes=self._message[direction],
                     summed=summed,
+                    bits=self._bits if direction == "up" else None,
                 )
             )
 

@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -26,8 +26,10 @@ from common.config import RunConfig, load_config
 from common.errors import ConfigError, StorageError
 from common.files import write_atomically
 from common.state import GlobalState
+from common.theory import MaskBits
 from server.frames import FrameLog
 from server.members import give_partition
+from server.metrics import Reported
 
 _STATE: Final = "state"
 _DIGEST_BYTES: Final = 32
@@ -41,14 +43,14 @@ class StoredUpdate:
         client: name.
         digest: SHA-256 of the payload.
         sizes: bytes of each segment's payload, in order.
-        loss: that the client reported; None if it reported none.
+        reported: what the client says about it.
         payload: the segments' payloads, concatenated.
     """
 
     client: str
     digest: bytes
     sizes: tuple[int, ...]
-    loss: float | None
+    reported: Reported
     payload: bytes
 
     def segments(self) -> list[bytes]:
@@ -111,7 +113,9 @@ class Recovered:
             self.attempt, self.cohort = entry["attempt"], tuple(entry["cohort"])
         elif kind == "update":
             digest, sizes = bytes.fromhex(entry["digest"]), tuple(entry["sizes"])
-            update = StoredUpdate(entry["client"], digest, sizes, entry["loss"], payload)
+            bits = entry.get("bits")
+            reported = Reported(entry["loss"], bits and MaskBits(*bits))
+            update = StoredUpdate(entry["client"], digest, sizes, reported, payload)
             self.updates[update.client] = update
         elif kind == "discard":
             self.attempt, self.cohort = entry["attempt"] + 1, ()
@@ -185,7 +189,8 @@ class Journal:
             "client": update.client,
             "digest": update.digest.hex(),
             "sizes": update.sizes,
-            "loss": update.loss,
+            "loss": update.reported.loss,
+            "bits": update.reported.bits and astuple(update.reported.bits),
         }
         self._append(entry, update.payload)
 

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
@@ -33,69 +32,15 @@ from common.errors import ModelFileError
 from common.files import write_atomically
 from common.model.export import build_model, load_model
 from common.model.grid import image_grid, save_grid
-from common.state import PROB_ONE, GlobalState, entropy_bits, sigma
+from common.state import GlobalState
+from common.theory import MaskBits, figures
 from server.evaluation import NO_EVALUATION, Evaluation, EvaluationOptions, last_evaluated
+from server.metrics import Metrics
 
 SAMPLES: Final = 64
 _NICE: Final = 10
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """One closed round.
-
-    Attributes:
-        round: that was closed.
-        lam: MADA's lambda; None where the method has none.
-        density: mean theta; None for a method that trains weights.
-        entropy_bits: mean entropy of the mask, bits a parameter; likewise.
-        clients: updates that went in.
-        loss: mean of what the clients reported; None if nobody did.
-        seconds: from opening to closing.
-    """
-
-    round: int
-    lam: float | None
-    density: float | None
-    entropy_bits: float | None
-    clients: int
-    loss: float | None
-    seconds: float
-
-    @classmethod
-    def of(
-        cls,
-        state: GlobalState,
-        lam: float | None,
-        clients: int,
-        losses: list[float],
-        seconds: float,
-    ) -> Metrics:
-        """Measure the state that closing a round made."""
-        masked = state.values.dtype == np.int16
-        return cls(
-            round=state.round - 1,
-            lam=lam,
-            density=float(sigma(state.scores).mean() / PROB_ONE) if masked else None,
-            entropy_bits=entropy_bits(state.scores) if masked else None,
-            clients=clients,
-            loss=sum(losses) / len(losses) if losses else None,
-            seconds=round(seconds, 3),
-        )
-
-    def line(self) -> dict[str, Any]:
-        """The line of metrics.jsonl."""
-        return {
-            "round": self.round,
-            "lambda": self.lam,
-            "density": self.density,
-            "entropy_bits": self.entropy_bits,
-            "clients": self.clients,
-            "loss": self.loss,
-            "seconds": self.seconds,
-        }
 
 
 @dataclass(frozen=True)
@@ -110,6 +55,7 @@ class Traffic:
         payload_bytes: of updates and states, as their codecs made them.
         message_bytes: of the protobuf messages.
         summed: whether to add the round's calls up and write them as one line.
+        bits: of the mask that went in by this call, as its client reported them.
     """
 
     round: int
@@ -119,6 +65,7 @@ class Traffic:
     payload_bytes: int
     message_bytes: int
     summed: bool = False
+    bits: MaskBits | None = None
 
 
 class Recorder:
@@ -231,6 +178,7 @@ class Recorder:
             traffic.direction,
             traffic.rpc,
             [traffic.payload_bytes, traffic.message_bytes, 1],
+            traffic.bits,
         )
 
     def _write_sums(self) -> None:
@@ -239,7 +187,13 @@ class Recorder:
         self._sums.clear()
 
     def _write_comm(
-        self, round_: int, client: str, direction: str, rpc: str, sums: list[int]
+        self,
+        round_: int,
+        client: str,
+        direction: str,
+        rpc: str,
+        sums: list[int],
+        bits: MaskBits | None = None,
     ) -> None:
         line = {
             "round": round_,
@@ -249,6 +203,7 @@ class Recorder:
             "payload_bytes": sums[0],
             "message_bytes": sums[1],
             "calls": sums[2],
+            **(figures(bits) if bits else {}),
         }
         self._comm.write(json.dumps(line) + "\n")
 

@@ -8,7 +8,6 @@ of the tree become statuses in `interceptors`.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import Final
@@ -30,7 +29,7 @@ from common.rpc.prism.v1.federation_pb2_grpc import FederationServicer
 from common.steps import StateStep
 from server.engine import Engine
 from server.events import Assignment, Finished, Ticket
-from server.interceptors import Context, session_of
+from server.interceptors import Context, reported_by, session_of
 from server.members import check_identity
 
 CHUNK_BYTES: Final = 64 * 1024
@@ -139,6 +138,7 @@ class FederationService(FederationServicer):
             raise PayloadError("an update begins with its header")
         header = first.header
         sizes = self._check_header(header)
+        reported = reported_by(header.report)
         ticket = await self._engine.claim(
             session_of(context),
             header.round,
@@ -149,8 +149,7 @@ class FederationService(FederationServicer):
             return pb.SubmitUpdateResponse(round=header.round, duplicate=True)
         try:
             payload = await self._receive(request_iterator, ticket, sum(sizes))
-            loss = header.report.loss if math.isfinite(header.report.loss) else None
-            await self._engine.submit(ticket, payload, sizes, loss)
+            await self._engine.submit(ticket, payload, sizes, reported)
         finally:
             self._engine.rounds.release(ticket)
         return pb.SubmitUpdateResponse(round=header.round)

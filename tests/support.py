@@ -1,11 +1,14 @@
-"""A tiny run, a real server in this process, and clients made of raw stubs."""
+"""A tiny run, a real server in this process, clients made of raw stubs, and processes."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,26 @@ async def running(
             task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+@contextmanager
+def background(log: Path, *words: str | Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process with these arguments that does not outlive the block."""
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, words)], stdout=stream, stderr=stream, **options
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def jsonl(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that is written line by line."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def random_payload(config: RunConfig, name: str, round_: int, salt: str = "") -> bytes:

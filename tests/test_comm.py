@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,6 +23,11 @@ from cli.comm import apart, report
 from cli.ledger import DIRECTIONS, FRAMING, Ledger
 from cli.link import Link
 from cli.shaping import Shape
+from client.guard import Guard
+from client.loop import Client
+from client.privates import PrivateData
+from client.store import ClientStore
+from client.transport import Security, Transport
 from common.config import parse_config
 from common.errors import ConfigError, PrismError, StorageError
 from common.model.architecture import Architecture
@@ -70,8 +76,8 @@ def run(tmp_path: Path) -> Path:
     out = tmp_path / "out"
     write_lines(
         out / "comm.jsonl",
-        traffic("ann", "SubmitUpdate", "up", 100_000, 100_100),
-        traffic("ann", "SubmitUpdate", "up", 100_000, 100_100, round=1),
+        traffic("ann", "SubmitUpdate", "up", 100_000, 100_100, cross_entropy_bits=0.75),
+        traffic("ann", "SubmitUpdate", "up", 100_000, 100_100, round=1, cross_entropy_bits=0.25),
         traffic("ann", "SubmitUpdate", "down", 0, 4, calls=2),
         traffic("ann", "FetchState", "down", 400_000, 400_200, round=1),
         traffic("bob", "SubmitUpdate", "up", 50_000, 50_050),
@@ -86,8 +92,8 @@ def run(tmp_path: Path) -> Path:
         file.write('{"relay": "b", "up_recei')  # a relay that is just writing, or was killed
     write_lines(
         out / "metrics.jsonl",
-        {"round": 0, "entropy_bits": 0.5, "kl_bits": None},
-        {"round": 1, "entropy_bits": 0.7, "kl_bits": 0.02},
+        {"round": 0, "entropy_bits": 0.5, "kl_bits": None, "cross_entropy_bits": 0.9},
+        {"round": 1, "entropy_bits": 0.7, "kl_bits": 0.02, "cross_entropy_bits": 0.9},
     )
     (out / "config.toml").write_text(CONFIG)
     return out
@@ -100,7 +106,11 @@ def test_sums(run: Path) -> None:
     assert (up.payload_bytes, up.message_bytes, up.calls) == (300_000, 300_400, 5)
     assert (down.payload_bytes, down.message_bytes, down.calls) == (400_000, 400_704, 13)
     assert ledger.rounds_of() == 3
-    assert ledger.theory == {"entropy_bits": pytest.approx(0.6), "kl_bits": 0.02}
+    assert ledger.theory == {
+        "entropy_bits": pytest.approx(0.6),
+        "cross_entropy_bits": 0.5,
+        "kl_bits": 0.02,
+    }
     (ann,) = ledger.sockets.values()
     assert (ann.up, ann.down, ann.connections, ann.lost) == (210_000, 401_000, 2, 1_000)
 
@@ -225,6 +235,37 @@ def test_a_real_run(tmp_path: Path) -> None:
     check_ledger(out, tls=False)
     assert not list(out.glob("relay/*.address"))
     assert report(Ledger.read(out))["payload"]["up_bits_per_parameter"] == pytest.approx(1, 0.001)
+
+
+@pytest.mark.parametrize("up", ["entropy", "flips"])
+def test_theory_beside_what_codecs_made(tmp_path: Path, up: str) -> None:
+    config = parse_config(CONFIG, [f"codec.up={up}"])
+    data, out = images(tmp_path / "images"), tmp_path / "out"
+
+    def train(address: str, name: str) -> None:
+        transport = Transport(address, Security())
+        private = PrivateData(data, None, None, torch.device("cpu"), None)
+        Client(transport, private, ClientStore(None, name), Guard(None), TIMEOUT).run()
+        transport.close()
+
+    async def main() -> None:
+        async with running(config, out, to_the_end=True) as address:
+            await asyncio.gather(*(asyncio.to_thread(train, address, n) for n in ("ann", "bob")))
+
+    asyncio.run(main())
+    done = prism("comm", out, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    theory, sent = found["theory_bits_per_parameter"], found["payload"]["up_bits_per_parameter"]
+    assert found["client_rounds"] == 6
+    assert 0 < theory["kl_bits"] < theory["entropy_bits"] < 1
+    if up == "entropy":
+        assert sent == pytest.approx(theory["cross_entropy_bits"], rel=0.02)
+    else:
+        assert theory["kl_bits"] < sent < theory["cross_entropy_bits"] / 2
+    rounds = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for name in ("kl_bits", "cross_entropy_bits"):
+        assert sum(line[name] for line in rounds) / 3 == pytest.approx(theory[name])
 
 
 def test_shaping_needs_relays(tmp_path: Path) -> None:

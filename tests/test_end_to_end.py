@@ -1,19 +1,18 @@
 """Whole runs over real processes and real sockets, as people start them."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support import background, jsonl
 
 from common.config import load_config
 from common.model.architecture import Architecture
@@ -46,29 +45,15 @@ def prism(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str
     )
 
 
-@contextmanager
-def started(log: Path, *words: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(log: Path, *words: str | Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """A background process that does not outlive the block."""
-    with log.open("ab") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cli", *map(str, words)], stdout=stream, stderr=stream
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    return background(log, "-m", "cli", *words)
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def final_digest(out: Path) -> tuple[bytes, bytes]:

@@ -24,10 +24,12 @@ from common.errors import ConfigError, StorageError
 from common.model.export import load_model
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.state import GlobalState
+from common.theory import MaskBits
 from server.app import serve
 from server.engine import Engine
 from server.frames import FrameLog
 from server.journal import Checkpoint, Journal, Recovered, StoredUpdate
+from server.metrics import Reported
 
 ENTRIES = [({"kind": "a", "n": n}, bytes(range(n * 7))) for n in range(4)]
 
@@ -95,8 +97,11 @@ def test_a_payload_cannot_pose_as_an_entry(tmp_path: Path) -> None:
     assert len(entries) == 1
 
 
-def update(client: str, loss: float | None = 0.5) -> StoredUpdate:
-    return StoredUpdate(client, client.encode() * 32, (3, 2), loss, client.encode() * 5)
+SAID = Reported(0.5, MaskBits(0.7, 0.1))
+
+
+def update(client: str, reported: Reported = SAID) -> StoredUpdate:
+    return StoredUpdate(client, client.encode() * 32, (3, 2), reported, client.encode() * 5)
 
 
 def reopened(out: Path, config: RunConfig) -> Recovered:
@@ -117,12 +122,12 @@ def test_journal_tells_what_happened(tmp_path: Path) -> None:
     journal.append_discard(0)
     journal.append_open(1, ("a", "b", "c"))
     journal.append_update(update("b"))
-    journal.append_update(update("c", None))
+    journal.append_update(update("c", Reported()))
     journal.close()
     found = reopened(tmp_path, config)
     assert (found.checkpoint, found.partitions, found.attempt) == (None, {"a": 0}, 1)
     assert (found.cohort, found.closing) == (("a", "b", "c"), False)
-    assert found.updates == {"b": update("b"), "c": update("c", None)}
+    assert found.updates == {"b": update("b"), "c": update("c", Reported())}
     assert found.updates["b"].segments() == [b"bbb", b"bb"]
 
     journal = Journal(tmp_path, config)
@@ -259,7 +264,7 @@ def test_finished_right_after_a_restart_it_waits_for_those_who_were_here(tmp_pat
     for name in NAMES:
         payload = random_payload(config, name, 0)
         digest = hashlib.sha256(payload).digest()
-        journal.append_update(StoredUpdate(name, digest, (len(payload),), None, payload))
+        journal.append_update(StoredUpdate(name, digest, (len(payload),), Reported(), payload))
     journal.append_close()
     journal.close()
 

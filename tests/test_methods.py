@@ -17,7 +17,7 @@ from benchmarks.simulate import simulate
 from client.fedavg import FedAvgTrainer
 from client.loss import real_moments
 from client.methods import make_trainer
-from client.update import encode_update, wire_codec
+from client.update import encode_update, update_bits, wire_codec
 from common.codecs import mask_codec, weight_codec
 from common.config import RunConfig
 from common.data import load_images, open_source
@@ -159,6 +159,7 @@ def test_an_update_of_weights() -> None:
     assert wire_codec(segment) == weight_codec("float32").wire
     (payload,) = encode_update(FEDAVG, state, state.values, rank=0, cohort_size=1, client="a")
     assert payload == state.to_bytes()
+    assert update_bits(FEDAVG, state, state.values) is None
     with pytest.raises(TypeError, match="not weights"):
         encode_update(FEDAVG, state, initial_state(FEDPM).values, rank=0, cohort_size=1, client="a")
 

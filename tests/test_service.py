@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,9 @@ def test_submit_refusals_change_nothing(tmp_path: Path) -> None:
             def header(**changes: Any) -> pb.UpdateHeader:
                 return ann.header(assignment, payload, **changes)
 
+            def saying(**bits: float) -> pb.UpdateHeader:
+                return header(report=pb.ClientReport(examples=10, loss=0.5, **bits))
+
             other = ann.payload(0, "other")
             long = payload + b"\0"
             longer = ann.header(
@@ -322,6 +326,12 @@ def test_submit_refusals_change_nothing(tmp_path: Path) -> None:
                 ("more than declared", good, [payload, b"\0"], invalid),
                 ("damaged", good, [other], invalid),
                 ("bits beyond the last", bad_bits, [padded], invalid),
+                ("NaN bits", saying(cross_entropy_bits=nan, kl_bits=0), [payload], invalid),
+                ("NaN divergence", saying(cross_entropy_bits=1, kl_bits=nan), [payload], invalid),
+                ("infinite bits", saying(cross_entropy_bits=inf, kl_bits=0), [payload], invalid),
+                ("17 bits", saying(cross_entropy_bits=17, kl_bits=0), [payload], invalid),
+                ("negative bits", saying(cross_entropy_bits=1, kl_bits=-1), [payload], invalid),
+                ("half of it", saying(kl_bits=0), [payload], invalid),
                 ("beyond gRPC's limit", good, [bytes(1 << 21)], CODE.RESOURCE_EXHAUSTED),
             ]
             before = await snapshot(ann, tmp_path)
@@ -459,6 +469,37 @@ def test_a_run_leaves_its_outputs(tmp_path: Path) -> None:
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "tensorboard").iterdir())
     assert not (tmp_path / "address").exists()
+
+
+def test_what_clients_say_of_their_masks(tmp_path: Path) -> None:
+    said = {
+        "ann": {"loss": 0.25, "cross_entropy_bits": 0.5, "kl_bits": 0.125},
+        "bob": {"loss": nan, "cross_entropy_bits": 1.0, "kl_bits": 0.375},
+        "cleo": {"loss": 0.75},
+    }
+
+    async def main() -> None:
+        async with federation(tmp_path, tiny_config(rounds=1)) as all_:
+            for client in all_:
+                assignment, payload = await client.assignment(), client.payload(0)
+                report = pb.ClientReport(examples=1, **said[client.name])
+                header = client.header(assignment, payload, report=report)
+                await refused(client.send(header, payload[1:]), CODE.INVALID_ARGUMENT)
+                assert not (await client.send(header, payload)).duplicate
+                if client.name == "ann":
+                    assert (await client.send(header, payload)).duplicate
+            while (await all_[0].status()).phase != "finished":
+                await all_[0].await_round()
+
+    asyncio.run(main())
+    (line,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (line["loss"], line["cross_entropy_bits"], line["kl_bits"]) == (0.5, 0.75, 0.25)
+    noted = [
+        (line["client"], line["cross_entropy_bits"], line["kl_bits"])
+        for line in map(json.loads, (tmp_path / "comm.jsonl").read_text().splitlines())
+        if "kl_bits" in line and (line["rpc"], line["direction"]) == ("SubmitUpdate", "up")
+    ]
+    assert noted == [("ann", 0.5, 0.125), ("bob", 1.0, 0.375)], "each update once"
 
 
 def test_bytes_are_counted_exactly(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from client.loss import Moments, MovingAverages, feature_moments, real_moments
 from client.store import ClientStore, MadeUpdate
 from client.trainer import PrismTrainer, learning_rate
 from client.transport import Report
-from client.update import encode_update
+from client.update import encode_update, update_bits
 from common.codecs import mask_codec
 from common.config import RunConfig, parse_config
 from common.data import load_images, open_source, to_unit
@@ -20,6 +20,7 @@ from common.errors import StorageError
 from common.layout import mask_context, update_layout
 from common.state import SCORE_UNIT, sigma
 from common.steps import initial_state
+from common.theory import MaskBits
 
 CPU = torch.device("cpu")
 TINY = parse_config(
@@ -94,7 +95,7 @@ def test_training_is_reproducible_and_moves_the_scores() -> None:
 def test_a_restarted_trainer_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     state = initial_state(TINY)
     steady = digits_trainer()
-    made = MadeUpdate(0, 0, 1, (b"payload",), Report(3, 0.5, 1.0))
+    made = MadeUpdate(0, 0, 1, (b"payload",), Report(3, 0.5, 1.0, MaskBits(0.8, 0.1)))
     steady.train(state, "a")
     store = ClientStore(tmp_path, "a")
     store.save(b"run", steady.state_dict(), made)
@@ -157,6 +158,7 @@ def test_an_update_has_one_payload_a_segment(alpha: float) -> None:
     state = initial_state(config)
     scores = np.clip(state.scores.astype(int) + 3 * SCORE_UNIT, -32768, 32767).astype(np.int16)
     payloads = encode_update(config, state, scores, rank=0, cohort_size=1, client="a")
+    expected = None
     for segment, payload in zip(update_layout(config), payloads, strict=True):
         if segment.kind == "score":
             assert payload == scores[segment.slice].astype("<i2").tobytes()
@@ -168,6 +170,9 @@ def test_an_update_has_one_payload_a_segment(alpha: float) -> None:
             )
             theta = sigma(scores[segment.slice]) / 65536
             assert abs(mask.mean() - theta.mean()) < 0.03
+            start = sigma(state.scores[segment.slice])
+            expected = MaskBits.of(start, sigma(scores[segment.slice]))
+    assert update_bits(config, state, scores) == expected
 
 
 @pytest.mark.cuda

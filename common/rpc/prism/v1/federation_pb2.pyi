@@ -547,17 +547,33 @@ class ClientReport(google.protobuf.message.Message):
     EXAMPLES_FIELD_NUMBER: builtins.int
     LOSS_FIELD_NUMBER: builtins.int
     TRAIN_SECONDS_FIELD_NUMBER: builtins.int
+    CROSS_ENTROPY_BITS_FIELD_NUMBER: builtins.int
+    KL_BITS_FIELD_NUMBER: builtins.int
     examples: builtins.int
     loss: builtins.float
     train_seconds: builtins.float
+    cross_entropy_bits: builtins.float
+    """Cross-entropy under the round's state of a mask drawn from the client's, bits
+    a parameter of the MASK segments, 0 to 16. Comes with kl_bits or not at all,
+    and not at all where there is no such segment.
+    """
+    kl_bits: builtins.float
+    """divergence KL(client || state), likewise"""
     def __init__(
         self,
         *,
         examples: builtins.int = ...,
         loss: builtins.float = ...,
         train_seconds: builtins.float = ...,
+        cross_entropy_bits: builtins.float | None = ...,
+        kl_bits: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["examples", b"examples", "loss", b"loss", "train_seconds", b"train_seconds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_cross_entropy_bits", b"_cross_entropy_bits", "_kl_bits", b"_kl_bits", "cross_entropy_bits", b"cross_entropy_bits", "kl_bits", b"kl_bits"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_cross_entropy_bits", b"_cross_entropy_bits", "_kl_bits", b"_kl_bits", "cross_entropy_bits", b"cross_entropy_bits", "examples", b"examples", "kl_bits", b"kl_bits", "loss", b"loss", "train_seconds", b"train_seconds"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_cross_entropy_bits", b"_cross_entropy_bits"]) -> typing.Literal["cross_entropy_bits"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_kl_bits", b"_kl_bits"]) -> typing.Literal["kl_bits"] | None: ...
 
 Global___ClientReport: typing_extensions.TypeAlias = ClientReport
 

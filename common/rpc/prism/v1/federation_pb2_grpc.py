@@ -118,7 +118,7 @@ class FederationServicer(object):
         UNAUTHENTICATED      no such session: join again
         INVALID_ARGUMENT     segments do not tile the parameters, wrong kind or
         codec, wrong length, digest mismatch, a payload that
-        does not decode
+        does not decode, theoretical bits that cannot be
         FAILED_PRECONDITION  another round is open, or this one was opened again
         with another cohort (the open round is in the text
         and in the trailing metadata "prism-round"); another

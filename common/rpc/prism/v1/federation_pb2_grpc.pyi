@@ -253,7 +253,7 @@ class FederationStub(typing.Generic[_FederationJoinType, _FederationAwaitRoundTy
       UNAUTHENTICATED      no such session: join again
       INVALID_ARGUMENT     segments do not tile the parameters, wrong kind or
                            codec, wrong length, digest mismatch, a payload that
-                           does not decode
+                           does not decode, theoretical bits that cannot be
       FAILED_PRECONDITION  another round is open, or this one was opened again
                            with another cohort (the open round is in the text
                            and in the trailing metadata "prism-round"); another
@@ -361,7 +361,7 @@ class FederationServicer(metaclass=abc.ABCMeta):
           UNAUTHENTICATED      no such session: join again
           INVALID_ARGUMENT     segments do not tile the parameters, wrong kind or
                                codec, wrong length, digest mismatch, a payload that
-                               does not decode
+                               does not decode, theoretical bits that cannot be
           FAILED_PRECONDITION  another round is open, or this one was opened again
                                with another cohort (the open round is in the text
                                and in the trailing metadata "prism-round"); another

@@ -1,0 +1,86 @@
+"""What is known of a closed round: figures of its updates, and of the state that it made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.state import PROB_ONE, GlobalState, entropy_bits, sigma
+from common.theory import MaskBits, figures
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What a client says about its update.
+
+    Attributes:
+        loss: finite; None if it reported none.
+        bits: what theory says that its mask takes; likewise.
+    """
+
+    loss: float | None = None
+    bits: MaskBits | None = None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One closed round.
+
+    Attributes:
+        round: that was closed.
+        lam: MADA's lambda; None where the method has none.
+        density: mean theta; None for a method that trains weights.
+        entropy_bits: mean entropy of the mask, bits a parameter; likewise.
+        bits: mean of what the clients reported of their masks; None if nobody did.
+        clients: updates that went in.
+        loss: mean of what the clients reported; None if nobody did.
+        seconds: from opening to closing.
+    """
+
+    round: int
+    lam: float | None
+    density: float | None
+    entropy_bits: float | None
+    bits: MaskBits | None
+    clients: int
+    loss: float | None
+    seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        state: GlobalState,
+        lam: float | None,
+        clients: int,
+        reports: Sequence[Reported],
+        seconds: float,
+    ) -> Metrics:
+        """Measure the state that closing a round made."""
+        masked = state.values.dtype == np.int16
+        losses = [report.loss for report in reports if report.loss is not None]
+        return cls(
+            round=state.round - 1,
+            lam=lam,
+            density=float(sigma(state.scores).mean() / PROB_ONE) if masked else None,
+            entropy_bits=entropy_bits(state.scores) if masked else None,
+            bits=MaskBits.mean(report.bits for report in reports),
+            clients=clients,
+            loss=sum(losses) / len(losses) if losses else None,
+            seconds=round(seconds, 3),
+        )
+
+    def line(self) -> dict[str, Any]:
+        """The line of metrics.jsonl."""
+        return {
+            "round": self.round,
+            "lambda": self.lam,
+            "density": self.density,
+            "entropy_bits": self.entropy_bits,
+            **figures(self.bits),
+            "clients": self.clients,
+            "loss": self.loss,
+            "seconds": self.seconds,
+        }

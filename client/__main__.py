@@ -13,9 +13,10 @@ import typer
 
 from client.guard import Guard
 from client.loop import Client
+from client.messages import Security
 from client.privates import PartitionChoice, PrivateData, choose_device
 from client.store import ClientStore
-from client.transport import Security, Transport
+from client.transport import Transport
 from common.address import check_security
 from common.errors import PrismError
 

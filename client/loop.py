@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from client.guard import Guard
+from client.messages import Assignment, Finished, Report
 from client.methods import make_trainer
 from client.privates import PrivateData
 from client.store import ClientStore, MadeUpdate
-from client.transport import Assignment, Finished, Report, Transport
+from client.transport import Transport
 from client.update import encode_update, update_bits, wire_codec
 from common.config import RunConfig, parse_config
 from common.errors import (
@@ -171,9 +172,11 @@ class Client:
         """The state of the round, by differences if they lead there, else by keyframe."""
         if self._held.digest() == assignment.state_digest:
             return self._held
+        # Four bytes a parameter are the longest state that there is; then checksums and tables.
+        limit = 4 * self._held.dimension + 65536
         for held in (self._held, None):
             try:
-                steps = self._transport.fetch_state(assignment.round, held)
+                steps = self._transport.fetch_state(assignment.round, held, limit)
                 state = apply_steps(self._config, self._held, steps)
             except PayloadError as error:
                 log.warning("state of round %d: %s", assignment.round, error)

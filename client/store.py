@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.transport import Report
+from client.messages import Report
 from common.errors import StorageError
 from common.files import write_atomically
 from common.theory import MaskBits

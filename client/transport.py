@@ -9,24 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import grpc
 
 from client.guard import MECHANISMS
+from client.messages import Assignment, Finished, Joined, Report, Security, Wait
 from common import PROTOCOL_VERSION, __version__, errors
 from common.address import is_loopback
 from common.codecs import MASK_CODECS, SCORE_CODECS, WEIGHT_CODECS
 from common.errors import ConfigError, PayloadError, PrismError, ProtocolError, TransportError
 from common.fingerprint import Fingerprint
 from common.layout import SegmentSpec
+from common.pem import read_certificates, read_pair
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationStub
 from common.state import GlobalState
 from common.steps import STATE_CODECS, StateStep
-from common.theory import MaskBits, figures
+from common.theory import figures
 
 CHUNK = 64 * 1024
 CALL_SECONDS = 20.0
@@ -70,73 +70,6 @@ _ERRORS: dict[str, type[PrismError]] = {
     "UNAVAILABLE": errors.TransportError,
     "DEADLINE_EXCEEDED": errors.TransportError,
 }
-
-
-@dataclass(frozen=True)
-class Security:
-    """How the channel is secured.
-
-    Attributes:
-        ca: certificates that may have signed the server's; None is plain text.
-        cert: this client's certificate, for mutual TLS.
-        key: its key.
-    """
-
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-
-
-@dataclass(frozen=True)
-class Joined:
-    """What `Join` answered. `session` is empty when the run was only asked for."""
-
-    config_toml: str
-    fingerprint: Fingerprint
-    session: str
-    lease_seconds: float
-    partition: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """Train on the state of `round` and submit."""
-
-    round: int
-    state_digest: bytes
-    rank: int
-    cohort_size: int
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Nothing to do yet, and why."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The run is over after `round` rounds."""
-
-    round: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """Figures that travel with an update.
-
-    Attributes:
-        examples: that were trained on.
-        loss: mean over the steps; NaN stands for none.
-        seconds: of training.
-        bits: what theory says that the mask takes; None without a mask.
-    """
-
-    examples: int
-    loss: float
-    seconds: float
-    bits: MaskBits | None = None
 
 
 class Transport:
@@ -209,8 +142,17 @@ class Transport:
             case _:
                 raise ProtocolError("the server's answer to AwaitRound is empty")
 
-    def fetch_state(self, round_: int, held: GlobalState | None) -> list[StateStep]:
-        """The steps from the held state, or from nothing, to the state of a round."""
+    def fetch_state(self, round_: int, held: GlobalState | None, limit: int) -> list[StateStep]:
+        """The steps from the held state, or from nothing, to the state of a round.
+
+        Args:
+            round_: whose state is wanted.
+            held: what this side has.
+            limit: bytes that the steps may take.
+
+        Raises:
+            PayloadError: the stream is longer, or not what its header says.
+        """
         request = pb.FetchStateRequest(round=round_)
         if held is not None:
             request.holds_state = True
@@ -220,19 +162,10 @@ class Transport:
             stream = self._stub.FetchState(
                 request, timeout=STREAM_SECONDS, metadata=self._metadata()
             )
-            chunks = iter(stream)
-            first = next(chunks, None)
-            if first is None or first.WhichOneof("part") != "header":
-                raise PayloadError("the state stream has no header")
-            data = b"".join(chunk.data for chunk in chunks)
-        steps, at = [], 0
-        for step in first.header.steps:
-            payload = data[at : at + step.payload_bytes]
-            at += step.payload_bytes
-            steps.append(StateStep(step.codec, step.round, payload))
-        if at != len(data):
-            raise PayloadError(f"the state stream has {len(data)} bytes, its header says {at}")
-        return steps
+            try:
+                return _read_steps(iter(stream), limit)
+            finally:
+                stream.cancel()
 
     def submit(
         self,
@@ -326,15 +259,35 @@ class _MappedErrors:
 
 
 def _credentials(security: Security) -> grpc.ChannelCredentials:
-    def read(path: Path | None) -> bytes | None:
-        try:
-            return path.read_bytes() if path else None
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-
-    if (security.cert is None) != (security.key is None):
+    ca = read_certificates(security.ca) if security.ca else None
+    if security.cert is None and security.key is None:
+        return grpc.ssl_channel_credentials(ca)
+    if security.cert is None or security.key is None:
         raise ConfigError("mutual TLS needs both --cert and --key")
-    return grpc.ssl_channel_credentials(read(security.ca), read(security.key), read(security.cert))
+    chain, key = read_pair(security.cert, security.key)
+    return grpc.ssl_channel_credentials(ca, key, chain)
+
+
+def _read_steps(chunks: Iterator[pb.StateChunk], limit: int) -> list[StateStep]:
+    first = next(chunks, None)
+    if first is None or first.WhichOneof("part") != "header":
+        raise PayloadError("the state stream has no header")
+    said = sum(step.payload_bytes for step in first.header.steps)
+    if said > limit:
+        raise PayloadError(f"the state stream would have {said} bytes, more than {limit}")
+    data = bytearray()
+    for chunk in chunks:
+        data += chunk.data
+        if len(data) > said:
+            break
+    if len(data) != said:
+        raise PayloadError(f"the state stream does not have the {said} bytes of its header")
+    steps, at = [], 0
+    for step in first.header.steps:
+        payload = bytes(data[at : at + step.payload_bytes])
+        at += step.payload_bytes
+        steps.append(StateStep(step.codec, step.round, payload))
+    return steps
 
 
 def _to_wire(fingerprint: Fingerprint) -> pb.Fingerprint:

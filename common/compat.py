@@ -3,7 +3,7 @@
 Import it from here and nowhere else: `from common.compat import torchvision`. A CPU build of
 torch may meet a torchvision whose CUDA operators cannot load; torchvision then fails on
 import because it describes operators that were never declared. Nothing here calls them, so
-their schemas are declared instead (DESIGN: what has been tried on the platform).
+their schemas are declared instead.
 """
 
 from __future__ import annotations

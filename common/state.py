@@ -2,7 +2,7 @@
 
 A score s is an int16 in units of 1/2048 logit; a probability P is a uint16 in units of
 1/65536. Both tables that join them are built with integers and `decimal`, never with floats,
-and their digest is compared when a client joins (DESIGN: state, exactly).
+and their digest is compared when a client joins.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Counting ones across packed masks without unpacking them (DESIGN: rounds, counting).
+"""Counting ones across packed masks without unpacking them.
 
 Bit-sliced vertical counters: plane j holds bit j of every parameter's count. Adding a mask
 is a ripple-carry of whole 64-bit words, so a client costs d/8 bytes a few times; memory is

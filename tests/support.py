@@ -7,13 +7,14 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import numpy as np
+import pytest
 
 from common import PROTOCOL_VERSION
 from common.config import RunConfig
@@ -250,3 +251,24 @@ async def whole_run(config: RunConfig, out: Path) -> bytes:
         digests = await asyncio.gather(*(client.take_part() for client in all_))
     assert len(set(digests)) == 1
     return digests[0]
+
+
+async def refused(call: Awaitable[Any], code: grpc.StatusCode) -> grpc.aio.AioRpcError:
+    """The call fails with the status and with one line."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    assert raised.value.code() is code, raised.value.details()
+    assert raised.value.details() and "\n" not in raised.value.details()
+    return raised.value
+
+
+@asynccontextmanager
+async def federation(
+    out: Path, config: RunConfig | None = None, joined: bool = True
+) -> AsyncIterator[list[RawClient]]:
+    """Three clients of a running server, in an open round if joined."""
+    config = config or tiny_config()
+    async with running(config, out) as address, clients(config, address, *NAMES) as all_:
+        for client in all_ if joined else ():
+            await client.join()
+        yield all_

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from client.loss import Moments, MovingAverages, feature_moments, real_moments
+from client.messages import Report
 from client.store import ClientStore, MadeUpdate
 from client.trainer import PrismTrainer, learning_rate
-from client.transport import Report
 from client.update import encode_update, update_bits
 from common.codecs import mask_codec
 from common.config import RunConfig, parse_config

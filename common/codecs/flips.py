@@ -1,4 +1,4 @@
-"""Where a mask differs from a reference that both sides know (DESIGN: codecs, flips).
+"""Where a mask differs from a reference that both sides know.
 
 A dither u, shared by both sides and uniform on 16 bits, draws two masks: the reference
 R = [u < P] under the state's probability P, and the client's M = [u < Q]. Each is exactly

@@ -48,12 +48,14 @@ class Fingerprint:
             RunMismatch: naming what differs.
         """
         if self.seed != other.seed:
-            raise RunMismatch(f"the peer's seed is {other.seed}, this run's is {self.seed}")
+            raise RunMismatch(f"server and client differ in the seed: {self.seed}, {other.seed}")
         if self.dimension != other.dimension:
             raise RunMismatch(
-                f"the peer's model has {other.dimension} parameters, this run's {self.dimension}"
+                f"server and client differ: {self.dimension} and {other.dimension} parameters"
             )
         for name in ("weights_digest", "tables_digest", "run_id"):
             if getattr(self, name) != getattr(other, name):
                 what = name.replace("_", " ")
-                raise RunMismatch(f"the peer's {what} differs: another version or another run")
+                raise RunMismatch(
+                    f"server and client differ in the {what}: another version, or run"
+                )

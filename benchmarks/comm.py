@@ -39,6 +39,7 @@ from common.codecs import (
     step_units,
 )
 from common.codecs.plain import unpack
+from common.config import CodecConfig
 from common.errors import DataError, PrismError
 from common.state import PROB_ONE, THETA_MAX, THETA_MIN, Scores, logit, sigma
 from common.theory import MaskBits
@@ -46,6 +47,7 @@ from common.theory import MaskBits
 DIVERGENCES = (0.014, 0.03, 0.1)
 SPREAD = 5.0
 """Standard deviation of the synthetic logits; gives masks of 0.35 bit."""
+FEEDBACK_STEP = CodecConfig().error_feedback_step
 VARIANCE_COORDINATES = 500_000
 """Estimator errors are averages, so the first of the coordinates suffice."""
 
@@ -203,7 +205,7 @@ def down(state: State, repeat: int) -> Iterator[Row]:
     n, clients = scores.size, state.count
     estimate = sigma(scores) + counts * PROB_ONE // clients
     target = logit(np.clip(estimate, THETA_MIN, THETA_MAX).astype(np.uint16))
-    pending, step = target.astype(np.int32) - scores, step_units(2.0, clients)
+    pending, step = target.astype(np.int32) - scores, step_units(FEEDBACK_STEP)
     levels = ERROR_FEEDBACK.quantise(pending, scores, step)
 
     def feedback() -> bytes:

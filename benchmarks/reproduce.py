@@ -51,7 +51,7 @@ _OURS: Final = (
     "mada.enabled=false",
     "codec.up=flips",
     "codec.down=error-feedback",
-    "codec.error_feedback_step=1",
+    "codec.error_feedback_step=0.3",
     "output.mask=threshold",
 )
 

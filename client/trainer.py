@@ -181,9 +181,7 @@ class PrismTrainer(Trainer):
 
 
 def learning_rate(train: TrainConfig, round_: int, rounds: int) -> float:
-    """The learning rate in a round: constant, or a half cosine to its final value."""
-    if train.learning_rate_final is None:
-        return train.learning_rate
+    """The learning rate in a round: a half cosine from the first round's to the last's."""
     progress = round_ / max(rounds - 1, 1)
     share = (1 + math.cos(math.pi * progress)) / 2
     return train.learning_rate_final + (train.learning_rate - train.learning_rate_final) * share

@@ -21,15 +21,20 @@ from common.errors import ConfigError
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 GREY_DATA = frozenset({"digits", "mnist", "fmnist"})
-METHOD_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "fedpm": {"mada": {"enabled": False}},
+METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "fedpm": {
+        "sharpening": 1.0,
+        "train": {"learning_rate": 0.1, "learning_rate_final": 0.1},
+        "codec": {"up": "raw", "down": "keyframe"},
+        "output": {"mask": "sample"},
+    },
     "fedavg": {
-        "mada": {"enabled": False},
+        "sharpening": 1.0,
+        "train": {"learning_rate": 0.02, "learning_rate_final": 0.001},
         "codec": {"up": "float32", "down": "keyframe"},
-        "train": {"learning_rate": 0.02},
     },
 }
-"""Section defaults that a method changes."""
+"""Defaults that a method changes: keys, and keys of sections."""
 
 
 class _Section(BaseModel):
@@ -73,35 +78,38 @@ class TrainConfig(_Section):
 
     local_steps: Positive = 20
     batch_size: Annotated[int, Field(ge=2)] = 64
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    """Adam's on the scores; on the weights of fedavg, by default 0.02."""
-    learning_rate_final: Annotated[float, Field(gt=0)] | None = None
-    """Reached along a half cosine at the last round; by default no schedule."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.3
+    """Adam's in the first round, on the scores; on the weights of fedavg, by default 0.02."""
+    learning_rate_final: Annotated[float, Field(gt=0)] = 0.01
+    """Reached along a half cosine in the last round; equal to the first for no schedule."""
     moving_average_rate: Annotated[float, Field(gt=0)] = 1e-5
     """Adam's on the moving averages of the feature differences."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the generator's and encoder's arithmetic; bfloat16 is faster where hardware has it."""
-    straight_through: Literal["scaled", "unscaled"] = "scaled"
+    straight_through: Literal["scaled", "unscaled"] = "unscaled"
 
 
 class MadaConfig(_Section):
-    """Mask-aware dynamic moving average, of PRISM alone; off is the paper's PRISM-dagger."""
+    """Mask-aware dynamic moving average, of PRISM alone; without it, the paper's PRISM-dagger.
 
-    enabled: bool = True
+    Off by default: once `flips` has subtracted the sampling noise, its damping only slows down.
+    """
+
+    enabled: bool = False
     space: Literal["score", "probability"] = "score"
 
 
 class CodecConfig(_Section):
     """What travels each way."""
 
-    up: Literal["raw", "entropy", "flips", "float32"] = "raw"
-    down: Literal["keyframe", "exact", "error-feedback"] = "keyframe"
+    up: Literal["raw", "entropy", "flips", "float32"] = "flips"
+    down: Literal["keyframe", "exact", "error-feedback"] = "error-feedback"
     scores: Literal["int16", "bfloat16"] = "int16"
     """Wire format of the layers that PRISM-alpha uploads as scores."""
     coordinates_per_round: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the coordinates that each client sends (flips only)."""
-    error_feedback_step: Annotated[float, Field(gt=0)] = 2.0
-    """Quantiser step of the error-feedback downlink, in standard deviations of a mask mean."""
+    error_feedback_step: Annotated[float, Field(gt=0)] = 0.3
+    """Quantiser step of the error-feedback downlink, in standard deviations of a sampled mask."""
 
 
 class PrivacyConfig(_Section):
@@ -146,8 +154,8 @@ class OutputConfig(_Section):
     """Rounds between sample grids; 0 leaves only the last."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     """Rounds between evaluations, where the server has evaluation data."""
-    mask: Literal["sample", "threshold"] = "sample"
-    """How the exported mask is drawn from theta."""
+    mask: Literal["sample", "threshold"] = "threshold"
+    """How the exported mask comes from theta: sampled, or [theta > 1/2]."""
 
 
 class RunConfig(_Section):
@@ -159,7 +167,7 @@ class RunConfig(_Section):
     method: Literal["prism", "fedpm", "fedavg"] = "prism"
     alpha: Share = 0.0
     """Share of the masked layers, counted from the last, that upload scores (PRISM-alpha)."""
-    sharpening: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    sharpening: Annotated[float, Field(ge=1, le=1000)] = 10.0
     """Factor by which the scores grow over the whole run by themselves, on both sides alike."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -184,9 +192,9 @@ class RunConfig(_Section):
             raw = {**raw, "model": {**model, "channels": 1 if grey else 3}}
         if isinstance(data, dict) and isinstance(rounds, dict) and not rounds.get("min_clients"):
             raw = {**raw, "round": {**rounds, "min_clients": data.get("clients", 3)}}
-        for section, defaults in METHOD_DEFAULTS.get(str(raw.get("method")), {}).items():
-            if isinstance(given := raw.get(section, {}), dict):
-                raw = {**raw, section: {**defaults, **given}}
+        for key, default in METHOD_DEFAULTS.get(str(raw.get("method")), {}).items():
+            given = raw.get(key, {} if isinstance(default, dict) else default)
+            raw = {**raw, key: {**default, **given} if isinstance(given, dict) else given}
         return raw
 
     @model_validator(mode="after")

@@ -115,7 +115,7 @@ def replay_step(config: RunConfig, state: GlobalState, payload: bytes) -> Global
 
 def feedback_units(config: RunConfig) -> int:
     """The error-feedback quantiser's step where theta (1 - theta) = 1, in score units."""
-    return step_units(config.codec.error_feedback_step, config.data.clients)
+    return step_units(config.codec.error_feedback_step)
 
 
 def move_by_levels(

@@ -35,14 +35,20 @@ _WIRE = {
 
 
 def tiny_config(**changes: Any) -> RunConfig:
-    """A run of a few hundred parameters; sections are given as dicts."""
+    """A run of a few hundred parameters, as published; sections are given as dicts."""
     raw: dict[str, Any] = {
         "rounds": 3,
+        "sharpening": 1.0,
+        "mada": {"enabled": changes.get("method", "prism") == "prism"},
+        "train": {"learning_rate": 0.1, "learning_rate_final": 0.1, "straight_through": "scaled"},
+        "codec": {"up": "raw", "down": "keyframe"},
         "data": {"clients": 3},
         "model": {"width": 1, "latent": 1, "image_size": 16},
         "round": {"lease_seconds": 60.0, "deadline_seconds": 60.0},
-        "output": {"sample_every": 0},
+        "output": {"sample_every": 0, "mask": "sample"},
     }
+    if changes.get("method") == "fedavg":
+        del raw["train"], raw["codec"]
     for key, value in changes.items():
         raw[key] = {**raw.get(key, {}), **value} if isinstance(value, dict) else value
     return RunConfig.model_validate(raw)

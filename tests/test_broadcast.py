@@ -78,7 +78,7 @@ def test_a_restart_changes_nothing(down: str) -> None:
 
 def test_error_feedback_loses_nothing_in_the_long_run() -> None:
     """Held at one target, the broadcast state ends within half a step of it everywhere."""
-    config = config_of("error-feedback")
+    config = config_of("error-feedback", "sharpening=1")
     broadcast = Broadcast(config, initial_state(config))
     target = closed_round(config, broadcast.state).state
     broadcast.publish(Closed(target, None, CLIENTS))
@@ -89,7 +89,7 @@ def test_error_feedback_loses_nothing_in_the_long_run() -> None:
         broadcast.publish(Closed(GlobalState(0, broadcast.state.scores), None, CLIENTS))
     left = np.abs(target.scores.astype(int) - broadcast.state.scores)
     theta = sigma(broadcast.state.scores) / 65536
-    step = config.codec.error_feedback_step * 2048 / 2 / np.sqrt(theta * (1 - theta))
+    step = config.codec.error_feedback_step * 2048 / np.sqrt(theta * (1 - theta))
     assert (left <= 0.76 * step + 1).all()
 
 

@@ -67,7 +67,7 @@ def test_run_id_tells_configs_apart() -> None:
         ("[train]\nlocal_step = 3", "train.local_step: unknown key"),
         ("[model]\nimage_size = 31", "model.image_size:"),
         ("alpha = 1.5", "alpha:"),
-        ("[codec]\ncoordinates_per_round = 0.1", "codec.coordinates_per_round"),
+        ('[codec]\nup = "raw"\ncoordinates_per_round = 0.1', "codec.coordinates_per_round"),
         ('method = "fedavg"\n[codec]\ndown = "exact"', 'needs codec.down = "keyframe"'),
         ('method = "fedavg"\n[codec]\nup = "raw"', '"raw" is not for method = "fedavg"'),
         ('[codec]\nup = "float32"', '"float32" is not for method = "prism"'),

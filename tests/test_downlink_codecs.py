@@ -96,9 +96,9 @@ def test_steps_follow_the_spread_of_a_mask_mean() -> None:
     exact = np.minimum(1000 / np.sqrt(theta * (1 - theta)), 65535)
     assert np.abs(table - exact).max() <= 0.51
     assert step_digest(1000).hex() == KNOWN["step table 1000"]
-    assert step_units(2.0, 4) == 2048
-    assert step_units(2.0, 10) == 1295
-    assert step_units(1e-9, 10) == 1
+    assert step_units(1.0) == 2048
+    assert step_units(0.3) == 614
+    assert step_units(1e-9) == 1
 
 
 def test_feedback_reaches_a_target_that_stands_still() -> None:

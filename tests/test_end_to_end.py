@@ -30,6 +30,11 @@ image_size = 16
 [train]
 local_steps = 2
 batch_size = 8
+[mada]
+enabled = true
+[codec]
+up = "raw"
+down = "keyframe"
 [output]
 sample_every = 2
 """

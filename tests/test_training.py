@@ -13,7 +13,7 @@ from client.store import ClientStore, MadeUpdate
 from client.trainer import PrismTrainer, learning_rate
 from client.update import encode_update, update_bits
 from common.codecs import mask_codec
-from common.config import RunConfig, parse_config
+from common.config import CodecConfig, RunConfig, TrainConfig, parse_config
 from common.data import load_images, open_source, to_unit
 from common.encoders import load_encoder
 from common.errors import StorageError
@@ -147,14 +147,17 @@ def test_identities_are_kept(tmp_path: Path) -> None:
 
 
 def test_learning_rate_schedule() -> None:
-    constant, cosine = TINY.train, TINY.train.model_copy(update={"learning_rate_final": 0.02})
+    constant, cosine = (
+        TrainConfig(learning_rate=0.1, learning_rate_final=final) for final in (0.1, 0.02)
+    )
     assert [learning_rate(constant, t, 3) for t in range(3)] == [0.1] * 3
     assert [learning_rate(cosine, t, 3) for t in range(3)] == pytest.approx([0.1, 0.06, 0.02])
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_an_update_has_one_payload_a_segment(alpha: float) -> None:
-    config = TINY.model_copy(update={"alpha": alpha})
+    raw = CodecConfig(up="raw")
+    config = TINY.model_copy(update={"alpha": alpha, "codec": raw})
     state = initial_state(config)
     scores = np.clip(state.scores.astype(int) + 3 * SCORE_UNIT, -32768, 32767).astype(np.int16)
     payloads = encode_update(config, state, scores, rank=0, cohort_size=1, client="a")

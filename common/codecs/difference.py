@@ -77,10 +77,11 @@ class ExactCodec:
 class ErrorFeedbackCodec:
     """A quantised part of what is pending; the server carries the rest over.
 
-    The quantiser's step follows 1 / sqrt(theta (1 - theta)), which is how far a score moves for
-    one standard deviation of a mask mean, and nothing below three quarters of a step moves at
-    all: of the dead zones tried, that one gives the least divergence for the bits. The payload
-    is the largest level (one byte), the levels as `coder` makes them, then the checksum.
+    The quantiser's step follows 1 / sqrt(theta (1 - theta)), which is how far a score moves where
+    theta moves by a share of a sampled mask's standard deviation. Nothing below three quarters of
+    a step moves at all: of the dead zones tried, that one gives the least divergence for the
+    bits. The payload is the largest level (one byte), the levels as `coder` makes them, then the
+    checksum.
     """
 
     name = "error-feedback"
@@ -138,15 +139,13 @@ class ErrorFeedbackCodec:
         return coder.bound(n, 1 << (16 - _FINEST), 2 * MAX_LEVEL + 1) + 1
 
 
-def step_units(standard_deviations: float, clients: int) -> int:
+def step_units(standard_deviations: float) -> int:
     """The step in score units where theta (1 - theta) = 1, from the config's key, in integers.
 
     Args:
-        standard_deviations: step in standard deviations of the mean of the cohort's masks.
-        clients: masks in that mean.
+        standard_deviations: of one sampled mask, by how much of which theta moves in a step.
     """
-    square = (Fraction(standard_deviations) * SCORE_UNIT) ** 2 / clients
-    return max(1, isqrt(square.numerator // square.denominator))
+    return max(1, int(Fraction(standard_deviations) * SCORE_UNIT))
 
 
 @lru_cache(maxsize=4)

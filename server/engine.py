@@ -8,22 +8,20 @@ other threads. If the disk fails the server stops: what it cannot store it must 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from common.config import RunConfig
-from common.errors import TransportError, WrongRound
+from common.errors import WrongRound
 from common.fingerprint import Fingerprint
 from common.state import GlobalState
 from common.steps import StateStep, initial_state
 from server.aggregate import Aggregator, Closed
+from server.background import Background, durable, wait_for
 from server.broadcast import Broadcast
 from server.evaluation import NO_EVALUATION, EvaluationOptions
 from server.events import (
@@ -45,7 +43,6 @@ from server.metrics import Metrics, Reported
 from server.recorder import Recorder
 from server.rounds import Phase, Rounds
 
-Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
@@ -80,11 +77,7 @@ class Engine:
         except BaseException:
             self._journal.close()
             raise
-        self._writer = ThreadPoolExecutor(1, "writer")
-        self._changed = asyncio.Event()
-        self._stopping = False
-        self._failure: BaseException | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._work = Background()
         self._said = ""
 
     def _restore(self, found: Recovered) -> None:
@@ -135,7 +128,7 @@ class Engine:
         self, name: str, instance: bytes, wants_partition: bool
     ) -> tuple[str, int | None]:
         """Open a session; (token, data partition). Raises as `Members.join` does."""
-        self._check_running()
+        self._work.check_running()
         session = secrets.token_urlsafe(16)
         now = time.monotonic()
         effects = self.rounds.join(now, name, instance, session, wants_partition)
@@ -151,13 +144,13 @@ class Engine:
         """Wait for something to do, at most so long; raises SessionUnknown."""
         until = time.monotonic() + seconds
         while True:
-            self._check_running()
-            changed = self._changed
+            self._work.check_running()
+            changed = self._work.changed
             now = time.monotonic()
             outcome = self.rounds.outcome(now, session)
             if not isinstance(outcome, Wait) or now >= until:
                 return outcome
-            await _wait(changed, until - now)
+            await wait_for(changed, until - now)
 
     def steps(self, round_: int, held: tuple[int, bytes] | None) -> tuple[StateStep, ...]:
         """What brings a client from the state it holds to the state of a round.
@@ -177,8 +170,8 @@ class Engine:
     ) -> Ticket | None:
         """Announce an update; None if it is durable already. Raises as `Rounds.claim` does."""
         while True:
-            self._check_running()
-            changed = self._changed
+            self._work.check_running()
+            changed = self._work.changed
             claimed = self.rounds.claim(session, round_, place, digest)
             if claimed is Claimed.DUPLICATE:
                 return None
@@ -209,10 +202,10 @@ class Engine:
             self._fold(contribution, update)
 
         async def commit() -> None:
-            await _durable(self._write(store))
+            await durable(self._work.write(store))
             await self._apply(self.rounds.commit(time.monotonic(), ticket))
 
-        await asyncio.shield(self._spawn(commit()))
+        await asyncio.shield(self._work.spawn(commit()))
 
     # Life cycle
 
@@ -227,14 +220,14 @@ class Engine:
             return
         attempt, earlier = self._interrupted
         await self._apply(self.rounds.start(time.monotonic(), attempt, earlier))
-        while not (self._stopping or self.finished):
+        while not (self._work.stopping or self.finished):
             await self._wait_for_event()
-        self._raise_failure()
+        self._work.raise_failure()
 
     async def linger(self, seconds: float) -> None:
         """Go on answering until all have heard that the run is over, at most so long."""
         until = time.monotonic() + seconds
-        while (now := time.monotonic()) < until and not self._stopping:
+        while (now := time.monotonic()) < until and not self._work.stopping:
             # Those from before a restart may still be on their way back.
             if not (self.live() or self.rounds.members.awaited(now)):
                 return
@@ -242,27 +235,23 @@ class Engine:
 
     def stop(self) -> None:
         """Answer waiting clients with UNAVAILABLE and let `run` and `linger` return."""
-        self._stopping = True
-        self._notify()
+        self._work.stop()
 
     async def close(self) -> None:
         """Finish what is being stored, flush, and give the directory back."""
-        self.stop()
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._writer.shutdown)
+        await self._work.close()
         self._journal.close()
         await asyncio.to_thread(self.recorder.close)
 
     async def _wait_for_event(self, until: float = math.inf) -> None:
         """Sleep to the next change or expiry, and let what is due run out."""
-        self._raise_failure()
+        self._work.raise_failure()
         if effects := self.rounds.tick(time.monotonic()):
             await self._apply(effects)
         now = time.monotonic()
         self._say(self.rounds.describe(now))
-        await _wait(self._changed, min(until, self.rounds.next_deadline()) - now)
-        self._raise_failure()
+        await wait_for(self._work.changed, min(until, self.rounds.next_deadline()) - now)
+        self._work.raise_failure()
 
     # The machine's effects
 
@@ -276,7 +265,7 @@ class Engine:
                     self._reports = []
                     state, size = self.broadcast.state, len(cohort)
                     self._aggregator = make_aggregator(self.config, state, size)
-                    written = self._write(self._journal.append_open, attempt, cohort)
+                    written = self._work.write(self._journal.append_open, attempt, cohort)
                     again = f", attempt {attempt + 1}" if attempt else ""
                     log.info(
                         "round %d is open for %d clients%s, state %s",
@@ -286,7 +275,7 @@ class Engine:
                         self.broadcast.digest.hex()[:12],
                     )
                 case Discarded(round_, attempt, received, needed):
-                    written = self._write(self._journal.append_discard, attempt)
+                    written = self._work.write(self._journal.append_discard, attempt)
                     log.warning(
                         "round %d: %d updates and no more to come, %d needed; run again",
                         round_,
@@ -294,24 +283,24 @@ class Engine:
                         needed,
                     )
                 case Closing():
-                    written = self._write(self._journal.append_close)
-                    self._spawn(self._close_round())
+                    written = self._work.write(self._journal.append_close)
+                    self._work.spawn(self._close_round())
                 case PartitionGiven(name, index):
-                    written = self._write(self._journal.append_partition, name, index)
+                    written = self._work.write(self._journal.append_partition, name, index)
                 case Parted(name, reason):
                     log.info("%s is gone: %s", name, reason)
-        self._notify()
+        self._work.notify()
         if written is not None:
-            await _durable(written)
+            await durable(written)
 
     async def _close_round(self) -> None:
         """Aggregate, broadcast, checkpoint; then tell the machine."""
         aggregator, reports = self._current_aggregator(), list(self._reports)
         # The writer thread folds, so it is where everything is known to be folded.
-        closed = await self._write(aggregator.close)
+        closed = await self._work.write(aggregator.close)
         state, metrics = await asyncio.to_thread(self._publish, closed, reports)
         point = Checkpoint(state, self.live(), metrics.line(), self.broadcast.snapshot())
-        await self._write(self._journal.checkpoint, point)
+        await self._work.write(self._journal.checkpoint, point)
         self.recorder.closed(metrics, state)
         log.info(
             "round %d: %d updates, lambda %s, %.1f s",
@@ -336,55 +325,8 @@ class Engine:
             raise WrongRound(f"round {self.rounds.round} is not open", self.rounds.round)
         return self._aggregator
 
-    # Plumbing
-
-    def _write(self, job: Callable[..., Result], *args: object) -> asyncio.Future[Result]:
-        """Run a job in the writer thread, after all earlier ones."""
-        future = asyncio.get_running_loop().run_in_executor(self._writer, job, *args)
-        future.add_done_callback(self._note_failure)
-        return future
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(self._note_failure)
-        return task
-
-    def _note_failure(self, future: asyncio.Future[Any]) -> None:
-        if not future.cancelled() and (error := future.exception()) is not None:
-            self._failure = self._failure or error
-            self.stop()
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    def _notify(self) -> None:
-        """Wake everyone who waits for a change."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    def _check_running(self) -> None:
-        if self._stopping:
-            raise TransportError("the server is stopping; try again later")
-
     def _say(self, line: str) -> None:
         """Log what the run waits for, once until it changes."""
         if line != self._said:
             log.info("%s", line)
             self._said = line
-
-
-async def _durable(written: asyncio.Future[None]) -> None:
-    """Wait for a write; the server stops if it fails, and may be back with more room."""
-    try:
-        await written
-    except OSError as error:
-        raise TransportError(f"the server cannot write its journal: {error.strerror}") from error
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Wait for an event, at most so long."""
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), None if seconds == math.inf else max(0.0, seconds))

@@ -1,0 +1,90 @@
+"""What an engine does its work with: a writer thread, tasks, and word of change and failure."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from common.errors import TransportError
+
+Result = TypeVar("Result")
+
+
+class Background:
+    """One writer thread and any number of tasks; the first failure of any stops the rest.
+
+    Attributes:
+        stopping: whether those who wait are to give up.
+        changed: set at the next change, when another takes its place.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self.changed = asyncio.Event()
+        self._writer = ThreadPoolExecutor(1, "writer")
+        self._failure: BaseException | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def write(self, job: Callable[..., Result], *args: object) -> asyncio.Future[Result]:
+        """Run a job in the writer thread, after all earlier ones."""
+        future = asyncio.get_running_loop().run_in_executor(self._writer, job, *args)
+        future.add_done_callback(self._note_failure)
+        return future
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine that `close` waits for."""
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._note_failure)
+        return task
+
+    def notify(self) -> None:
+        """Wake everyone who waits for a change."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def stop(self) -> None:
+        """Tell everyone who waits to give up."""
+        self.stopping = True
+        self.notify()
+
+    def check_running(self) -> None:
+        """Raises TransportError when stopping: there may be an answer later."""
+        if self.stopping:
+            raise TransportError("the server is stopping; try again later")
+
+    def raise_failure(self) -> None:
+        """Raises what the first job or task that failed did."""
+        if self._failure is not None:
+            raise self._failure
+
+    async def close(self) -> None:
+        """Wait for all tasks, then for the writer."""
+        self.stop()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._writer.shutdown)
+
+    def _note_failure(self, future: asyncio.Future[Any]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self._failure = self._failure or error
+            self.stop()
+
+
+async def durable(written: asyncio.Future[None]) -> None:
+    """Wait for a write; the server stops if it fails, and may be back with more room."""
+    try:
+        await written
+    except OSError as error:
+        raise TransportError(f"the server cannot write its journal: {error.strerror}") from error
+
+
+async def wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, at most so long."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), None if seconds == math.inf else max(0.0, seconds))

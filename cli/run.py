@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from cli.certificate import make_certificate
 from cli.display import RunDisplay
 from cli.shaping import Shape
 from common.config import RunConfig, load_config
@@ -62,6 +63,9 @@ def run(
         str | None, typer.Option(help="With --relay: bits a second each way, such as 1mbit.")
     ] = None,
     delay: Annotated[str | None, typer.Option(help="With --relay: one way, such as 50ms.")] = None,
+    tls: Annotated[
+        bool, typer.Option(help="Encrypt, with a certificate made for this machine in RUN/tls.")
+    ] = False,
 ) -> None:
     """Run a whole federation on this machine: one real server, N real clients, loopback gRPC.
 
@@ -73,7 +77,7 @@ def run(
     prism run configs/quickstart.toml
     prism run configs/mnist.toml --data-dir data --set rounds=20 --set train.local_steps=40
     prism run configs/quickstart.toml --set output.evaluate_every=10
-    prism run configs/quickstart.toml --relay --rate 1mbit --delay 50ms
+    prism run configs/quickstart.toml --relay --tls --rate 1mbit --delay 50ms
     """
     try:
         changes = list(override or [])
@@ -100,6 +104,10 @@ def run(
             options += ["--data-dir", str(data_dir)]
             server_options += ["--eval-data-dir", str(data_dir)]
         relays = _relaying(relay, rate, delay)
+        if tls:
+            certificate, key = make_certificate(directory / "tls")
+            options += ["--ca", str(certificate)]
+            server_options += ["--tls-cert", str(certificate), "--tls-key", str(key)]
         federate(resolved, config, changes, directory, options, relays, server_options)
     except PrismError as error:
         raise SystemExit(f"prism run: {error}") from error

@@ -1,28 +1,20 @@
 """The ledger of a run: its arithmetic on a made-up one, and its truth on a real one."""
 
 import asyncio
-import datetime
-import ipaddress
 import json
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 from support import running
 
 from cli.comm import apart, report
 from cli.ledger import DIRECTIONS, FRAMING, Ledger
-from cli.link import Link
-from cli.shaping import Shape
 from client.guard import Guard
 from client.loop import Client
 from client.privates import PrivateData
@@ -226,13 +218,15 @@ def images(folder: Path) -> str:
     return f"folder:{folder}"
 
 
-def test_a_real_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_real_run(tmp_path: Path, tls: bool) -> None:
     (tmp_path / "c.toml").write_text(CONFIG)
     out, data = tmp_path / "out", images(tmp_path / "images")
     words = ("run", tmp_path / "c.toml", "--out", out, "--data", data)
-    done = prism(*words, "--relay", "--rate", "1gbit")
+    done = prism(*words, "--relay", "--rate", "1gbit", *(["--tls"] if tls else []))
     assert done.returncode == 0, done.stderr + done.stdout
-    check_ledger(out, tls=False)
+    check_ledger(out, tls=tls)
+    assert not tls or (out / "tls" / "key.pem").stat().st_mode & 0o077 == 0
     assert not list(out.glob("relay/*.address"))
     assert report(Ledger.read(out))["payload"]["up_bits_per_parameter"] == pytest.approx(1, 0.001)
 
@@ -274,49 +268,3 @@ def test_shaping_needs_relays(tmp_path: Path) -> None:
     done = prism(*words, "--rate", "1mbit")
     assert done.returncode == 1
     assert done.stderr.strip() == "prism run: --rate shapes the relays: give --relay too"
-
-
-def test_a_real_run_with_tls(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    config = parse_config(CONFIG, ["data.clients=1"])
-    certificate, key = certify(tmp_path)
-
-    async def main() -> None:
-        secured = {"tls_cert": certificate, "tls_key": key}
-        async with running(config, out, to_the_end=True, **secured) as address:
-            link = Link("127.0.0.1:0", address, Shape(), out / "relay" / "ann.jsonl")
-            relaying = asyncio.create_task(link.run())
-            words = ("client", "--server", link.address, "--ca", certificate, "--name", "ann")
-            data = ("--data", images(tmp_path / "images"), "--threads", "1")
-            client = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "cli", *map(str, (*words, *data))),
-                stderr=asyncio.subprocess.PIPE,
-            )
-            _, said = await asyncio.wait_for(client.communicate(), TIMEOUT)
-            assert client.returncode == 0, said.decode()
-        relaying.cancel()
-        with suppress(asyncio.CancelledError):
-            await relaying
-
-    asyncio.run(main())
-    check_ledger(out, tls=True)
-
-
-def certify(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for loopback, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server")])
-    now = datetime.datetime.now(datetime.UTC)
-    day = datetime.timedelta(days=1)
-    loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now - day, now + day)
-        .add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    format_, secret = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
-    (folder / "key.pem").write_bytes(key.private_bytes(pem, format_, secret))
-    return folder / "cert.pem", folder / "key.pem"

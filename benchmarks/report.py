@@ -127,14 +127,14 @@ def plot(methods: Group, path: Path) -> None:
             rounds = [line["rounds"] for line in lines]
             distances = [line[name] for line in lines]
             clients = measurement.facts["clients"]
-            sent = [line["up_bytes"] / clients / 1e6 for line in lines]
-            by_bytes.plot(sent, distances, marker=".", **style)
+            moved = [(line["up_bytes"] + line["down_bytes"]) / clients / 1e6 for line in lines]
+            by_bytes.plot(moved, distances, marker=".", **style)
             by_rounds.plot(rounds, distances, marker=".", **style)
-            moved = [(line["rounds"], line.get("hamming")) for line in lines]
-            pairs = [(at, value) for at, value in moved if value is not None]
+            apart = [(line["rounds"], line.get("hamming")) for line in lines]
+            pairs = [(at, value) for at, value in apart if value is not None]
             if pairs:
                 hamming.plot(*zip(*pairs, strict=True), marker=".", **style)
-    _label(by_bytes, "MB that a client sent", name, logarithmic="both")
+    _label(by_bytes, "MB that a client sent and received", name, logarithmic="both")
     _label(by_rounds, "rounds", name, logarithmic="y")
     _label(hamming, "rounds", "Hamming distance of masks, round to round")
     by_rounds.legend(frameon=False, fontsize="small")

@@ -73,6 +73,7 @@ class Method:
 METHODS: Final[Mapping[str, Method]] = {
     "prism": Method(_OURS),
     "prism-alpha": Method((*_OURS, "alpha=0.7")),
+    "prism-sparse": Method((*_OURS, "codec.coordinates_per_round=0.3")),
     "prism-raw": Method((*_OURS, "codec.up=raw", "codec.down=keyframe")),
     "prism-published": Method(_PUBLISHED),
     "prism-dagger": Method((*_PUBLISHED, "mada.enabled=false")),

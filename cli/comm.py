@@ -76,6 +76,9 @@ class Layer:
 
 def comm(
     run: Annotated[Path, typer.Argument(help="A run's directory, finished or not.")],
+    since: Annotated[
+        int, typer.Option(min=0, help="Leave out the rounds before; sockets are then modelled.")
+    ] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Show what a run's communication cost: payloads, messages, sockets, beside FP32 FedAvg.
@@ -85,10 +88,11 @@ def comm(
 
     \b
     prism comm runs/quickstart
+    prism comm runs/quickstart --since 90
     prism comm runs/quickstart --json
     """
     try:
-        ledger = Ledger.read(run)
+        ledger = Ledger.read(run, since)
     except PrismError as error:
         raise SystemExit(f"prism comm: {error}") from error
     if json_:
@@ -116,8 +120,8 @@ def layers(ledger: Ledger, clients: Iterable[str] | None = None) -> list[Layer]:
 
 
 def socket_layer(ledger: Ledger) -> Layer | None:
-    """What relays counted; None without any."""
-    if not ledger.sockets:
+    """What relays counted; None without any, or for a part of a run."""
+    if not ledger.sockets or ledger.since:
         return None
     links = ledger.sockets
     title = f"socket ({'TLS, ' if any(link.tls for link in links.values()) else ''}measured"
@@ -184,7 +188,7 @@ def _costs(ledger: Ledger) -> Table:
     table.columns[3].header = "a client-round\nup"
     for name, title in THEORY.items():
         if name in ledger.theory:
-            table.add_row(title, f"{ledger.theory[name]:.3f}")
+            table.add_row(title, f"{ledger.theory[name]:.4f}")
     fedavg = _fedavg(rounds, d)
     socket = socket_layer(ledger)
     for layer in [*layers(ledger), *([socket] if socket else []), fedavg]:
@@ -208,7 +212,9 @@ def _apart(ledger: Ledger) -> list[str]:
         for key, percent in apart(ledger).items()
         if percent is not None
     ]
-    if not ledger.sockets:
+    if ledger.since:
+        lines.append(f"from round {ledger.since} on; relays count whole runs")
+    elif not ledger.sockets:
         lines.append("no socket bytes: no relay stood before a client (prism run --relay)")
     if lost := sum(link.lost for link in ledger.sockets.values()):
         lines.append(f"{lost} bytes were still on their way when a connection ended")

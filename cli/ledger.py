@@ -16,7 +16,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -146,6 +145,7 @@ class Ledger:
         sockets: by client, for those with a relay.
         theory: mean bits a parameter, by field; over client-rounds where comm.jsonl has them,
             else over rounds.
+        since: the first round that is in it; relays count whole runs alone.
     """
 
     name: str
@@ -156,10 +156,11 @@ class Ledger:
     client_rounds: set[tuple[int, str]] = field(default_factory=set)
     sockets: dict[str, Sockets] = field(default_factory=dict)
     theory: dict[str, float] = field(default_factory=dict)
+    since: int = 0
 
     @classmethod
-    def read(cls, run: Path) -> Ledger:
-        """Add up a run's files; the run need not be finished.
+    def read(cls, run: Path, since: int = 0) -> Ledger:
+        """Add up a run's files, from a round on; the run need not be finished.
 
         Raises:
             ConfigError: there is no run, or it has no ledger.
@@ -170,12 +171,12 @@ class Ledger:
         if not (run / "comm.jsonl").exists():
             raise ConfigError(f"{run} holds no run: there is no comm.jsonl in it")
         config = load_config(run / "config.toml")
-        ledger = cls(config.name, Architecture.of(config.model).dimension)
+        ledger = cls(config.name, Architecture.of(config.model).dimension, since=since)
         updates: dict[str, list[float]] = defaultdict(list)
         rounds: dict[str, list[float]] = defaultdict(list)
-        _read_lines(run / "comm.jsonl", ledger._traffic, partial(_collect, updates))
+        _read_lines(run / "comm.jsonl", ledger._traffic, ledger._collecting(updates))
         if (run / "metrics.jsonl").exists():
-            _read_lines(run / "metrics.jsonl", partial(_collect, rounds))
+            _read_lines(run / "metrics.jsonl", ledger._collecting(rounds))
         ledger.theory = _means(rounds) | _means(updates)
         for path in sorted((run / "relay").glob("*.jsonl")):
             ledger._relay(path)
@@ -205,11 +206,14 @@ class Ledger:
         for name in names:
             tally = self.tally(direction, [name])
             link = self.sockets.get(name, Sockets(connections=1))
-            around = FRAMING[direction].around(tally, link.connections, tls=link.tls)
+            connections = 0 if self.since else link.connections
+            around = FRAMING[direction].around(tally, connections, tls=link.tls)
             total += tally.message_bytes + around
         return total
 
     def _traffic(self, line: dict[str, Any]) -> None:
+        if line["round"] < self.since:
+            return
         client, rpc, direction = line["client"], line["rpc"], line["direction"]
         tally = Tally(line["payload_bytes"], line["message_bytes"], line["calls"], line["calls"])
         if (rpc, direction) in _STREAMS:
@@ -220,6 +224,14 @@ class Ledger:
             if tally.payload_bytes:
                 self.client_rounds.add((line["round"], client))
         self.tallies[client, rpc, direction].add(tally)
+
+    def _collecting(self, figures: dict[str, list[float]]) -> Callable[[dict[str, Any]], None]:
+        def collect(line: dict[str, Any]) -> None:
+            for name in THEORY if line["round"] >= self.since else ():
+                if line.get(name) is not None:
+                    figures[name].append(line[name])
+
+        return collect
 
     def _relay(self, path: Path) -> None:
         last: dict[str, Sockets] = {}
@@ -235,7 +247,7 @@ class Ledger:
             total.add(link)
         if not total.up:
             return
-        if path.stem not in {client for client, _, _ in self.tallies}:
+        if not self.since and path.stem not in {client for client, _, _ in self.tallies}:
             raise ConfigError(f"{path}: the run has no client {path.stem}; name the file after one")
         self.sockets[path.stem] = total
 
@@ -251,12 +263,6 @@ def _read_lines(path: Path, *readers: Callable[[dict[str, Any]], None]) -> None:
                 reader(content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StorageError(f"{path}, line {number}: not what this program writes") from error
-
-
-def _collect(figures: dict[str, list[float]], line: dict[str, Any]) -> None:
-    for name in THEORY:
-        if line.get(name) is not None:
-            figures[name].append(line[name])
 
 
 def _means(figures: dict[str, list[float]]) -> dict[str, float]:

@@ -113,6 +113,16 @@ def test_sums(run: Path) -> None:
     assert ledger.framed("up", ["ann"]) == 200_200 + around
 
 
+def test_a_part_of_a_run(run: Path) -> None:
+    ledger = Ledger.read(run, since=1)
+    assert ledger.client_rounds == {(1, "ann")}
+    assert ledger.theory == {"entropy_bits": 0.7, "cross_entropy_bits": 0.25, "kl_bits": 0.02}
+    assert ledger.tally("down").payload_bytes == 400_000
+    calls = FRAMING["up"].call + 4 * FRAMING["up"].message
+    assert ledger.framed("up", ["ann"]) == 100_100 + calls, "its connection is older"
+    assert report(ledger)["socket"] is None
+
+
 def test_report(run: Path) -> None:
     ledger = Ledger.read(run)
     found = report(ledger)

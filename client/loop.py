@@ -26,6 +26,7 @@ from common.errors import (
     AlreadyExists,
     NotInCohort,
     PayloadError,
+    ProtocolError,
     SessionUnknown,
     StorageError,
     TransportError,
@@ -35,6 +36,9 @@ from common.fingerprint import Fingerprint
 from common.layout import update_layout
 from common.state import GlobalState
 from common.steps import apply_steps, initial_state
+
+SHORTEST_BEAT, LONGEST_BEAT = 0.05, 3600.0
+"""Seconds between heartbeats, whatever the server's lease."""
 
 log = logging.getLogger("prism.client")
 Result = TypeVar("Result")
@@ -112,6 +116,8 @@ class Client:
                 self._name, self._instance, fingerprint, self._data.wants_partition
             )
         )
+        if not joined.lease_seconds > 0:
+            raise ProtocolError(f"the server gives leases of {joined.lease_seconds} s")
         self._lease = joined.lease_seconds
         self._partition = joined.partition
         log.info("joined as %s", self._name)
@@ -181,10 +187,10 @@ class Client:
             except PayloadError as error:
                 log.warning("state of round %d: %s", assignment.round, error)
                 continue
-            if state.digest() == assignment.state_digest:
+            if (state.round, state.digest()) == (assignment.round, assignment.state_digest):
                 self._held = state
                 return state
-            log.warning("state of round %d has another digest", assignment.round)
+            log.warning("state of round %d is another one than assigned", assignment.round)
         raise PayloadError(
             f"round {assignment.round}: neither differences nor a keyframe give the server's state"
         )
@@ -264,7 +270,7 @@ class Client:
         stop = threading.Event()
 
         def beat() -> None:
-            while not stop.wait(self._lease / 3):
+            while not stop.wait(min(max(self._lease / 3, SHORTEST_BEAT), LONGEST_BEAT)):
                 # The main thread's next call meets the same trouble, and deals with it.
                 with contextlib.suppress(TransportError, SessionUnknown):
                     self._transport.heartbeat()

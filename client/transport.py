@@ -18,6 +18,7 @@ from client.messages import Assignment, Finished, Joined, Report, Security, Wait
 from common import PROTOCOL_VERSION, __version__, errors
 from common.address import is_loopback
 from common.codecs import MASK_CODECS, SCORE_CODECS, WEIGHT_CODECS
+from common.codecs.difference import MAX_CLIENTS
 from common.errors import ConfigError, PayloadError, PrismError, ProtocolError, TransportError
 from common.fingerprint import Fingerprint
 from common.layout import SegmentSpec
@@ -134,6 +135,8 @@ class Transport:
         match reply.WhichOneof("outcome"):
             case "assignment":
                 a = reply.assignment
+                if not 0 <= a.rank < a.cohort_size < MAX_CLIENTS:
+                    raise ProtocolError(f"the server assigned rank {a.rank} of {a.cohort_size}")
                 return Assignment(a.round, a.state_digest, a.rank, a.cohort_size)
             case "finished":
                 return Finished(reply.finished.round)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from common.errors import ConfigError
@@ -32,9 +33,12 @@ def read_pair(cert: Path, key: Path) -> tuple[bytes, bytes]:
     pem = _read(key)
     try:
         public = serialization.load_pem_private_key(pem, password=None).public_key()
+        belong = public == certificate.public_key()
+    except UnsupportedAlgorithm as error:
+        raise ConfigError(f"{key} or {cert} is of a kind that is not supported") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{key} is not a PEM private key without a password") from error
-    if public != certificate.public_key():
+    if not belong:
         raise ConfigError(f"{key} is not the key of {cert}")
     return chain, pem
 

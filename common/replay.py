@@ -32,6 +32,8 @@ from common.state import (
     sigma,
 )
 
+_MOST_STEPS: Final = 60
+"""In which a run's sharpening is done."""
 _UNIT: Final = 1 << 16
 """Fixed point of the growth factor."""
 
@@ -109,21 +111,28 @@ def sharpened(config: RunConfig, state: GlobalState) -> GlobalState:
     Feature matching sees the mean over the masks that training samples, so nothing in it asks a
     single mask to be good. Growth makes late masks sure of themselves, without a bit on the
     wire. It takes no score beyond that of the largest theta that an estimate may have.
+
+    Args:
+        config: the run.
+        state: what the round made; `round` is that of the state, from 1.
     """
-    if config.sharpening == 1:
+    # Growth by less than half a unit would be lost in rounding, so a long run takes fewer steps.
+    steps = min(config.rounds, _MOST_STEPS)
+    due = state.round * steps // config.rounds > (state.round - 1) * steps // config.rounds
+    if config.sharpening == 1 or not due:
         return state
     size = np.abs(state.scores.astype(np.int64))
-    factor = growth_factor(config.sharpening, config.rounds)
+    factor = growth_factor(config.sharpening, steps)
     limit = int(logit(np.array([THETA_MAX], dtype=np.uint16))[0])
     larger = np.maximum(size, np.minimum((size * factor + _UNIT // 2) // _UNIT, limit))
     return GlobalState(state.round, (np.sign(state.scores) * larger).astype(np.int16))
 
 
 @lru_cache(maxsize=4)
-def growth_factor(total: float, rounds: int) -> int:
-    """A round's share of a total growth in units of 1/65536, the same on every machine."""
+def growth_factor(total: float, steps: int) -> int:
+    """One step's share of a total growth in units of 1/65536, the same on every machine."""
     with localcontext(prec=40):
-        return int(((Decimal(total).ln() / rounds).exp() * _UNIT).to_integral_value())
+        return int(((Decimal(total).ln() / steps).exp() * _UNIT).to_integral_value())
 
 
 def masked_count(config: RunConfig) -> int:

@@ -71,6 +71,8 @@ def _apply(config: RunConfig, state: GlobalState, step: StateStep) -> GlobalStat
     if step.codec == KEYFRAME.wire:
         dtype = str(state.values.dtype)
         return GlobalState.from_bytes(step.round, step.payload, state.dimension, dtype)
+    if state.values.dtype != np.int16:
+        raise PayloadError(f"state codec {step.codec} is not for a method that trains weights")
     if step.codec == KEYFRAME_ENTROPY.wire:
         scores = KEYFRAME_ENTROPY.decode(step.payload, state.dimension)
         return GlobalState(step.round, scores)

@@ -194,8 +194,8 @@ class _Call:
         """Serialise and meter a response."""
         raw: bytes = cast(Any, self._handler).response_serializer(message)
         self._count("down", message, len(raw))
-        # An update counts once: neither if it is refused nor when it is sent again.
-        if self._report is not None and not message.duplicate:
+        # Of a refused update nothing is said; of one that is sent again, the recorder decides.
+        if self._report is not None:
             self._bits = reported_by(self._report).bits
         return raw
 

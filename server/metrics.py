@@ -68,7 +68,8 @@ class Metrics:
             entropy_bits=entropy_bits(state.scores) if masked else None,
             bits=MaskBits.mean(report.bits for report in reports),
             clients=clients,
-            loss=sum(losses) / len(losses) if losses else None,
+            # Divided first: the sum of two finite losses may not be.
+            loss=sum(loss / len(losses) for loss in losses) if losses else None,
             seconds=round(seconds, 3),
         )
 

@@ -55,7 +55,7 @@ class Traffic:
         payload_bytes: of updates and states, as their codecs made them.
         message_bytes: of the protobuf messages.
         summed: whether to add the round's calls up and write them as one line.
-        bits: of the mask that went in by this call, as its client reported them.
+        bits: of the mask that the call brought, as its client reported them.
     """
 
     round: int
@@ -100,6 +100,7 @@ class Recorder:
         if last is not None and _last_round(out / "metrics.jsonl") != last["round"]:
             self._metrics.write(json.dumps(last) + "\n")
         self._sums: dict[tuple[int, str, str, str], list[int]] = {}
+        self._with_bits: set[tuple[int, str]] = set()
         self._events: SummaryWriter | None = None
         self._wanted: GlobalState | None = None
         self._lock = threading.Lock()
@@ -172,13 +173,18 @@ class Recorder:
             for i, value in enumerate((traffic.payload_bytes, traffic.message_bytes, 1)):
                 entry[i] += value
             return
+        # The acknowledgement of an update that is in may have been lost: it counts once.
+        update = (traffic.round, traffic.client)
+        counted = update in self._with_bits
+        if traffic.bits is not None:
+            self._with_bits.add(update)
         self._write_comm(
             traffic.round,
             traffic.client,
             traffic.direction,
             traffic.rpc,
             [traffic.payload_bytes, traffic.message_bytes, 1],
-            traffic.bits,
+            None if counted else traffic.bits,
         )
 
     def _write_sums(self) -> None:
@@ -209,6 +215,7 @@ class Recorder:
 
     def _write_metrics(self, metrics: Metrics) -> None:
         self._write_sums()
+        self._with_bits = {update for update in self._with_bits if update[0] > metrics.round}
         line = metrics.line()
         self._metrics.write(json.dumps(line) + "\n")
         if self._events is not None:

@@ -41,7 +41,10 @@ def capture(
         if run.method == "fedavg":
             raise ConfigError('method = "fedavg" trains weights; mask codecs have no use for them')
         wanted = _rounds(rounds, run.rounds)
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--out {out}: {error.strerror}; name a folder") from error
         device = torch.device("cpu")
         encoder = load_encoder(run.encoder.name, run.encoder.layers, run.encoder.pool)
         source = open_source(run.data.name, data_dir)

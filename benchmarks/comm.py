@@ -18,6 +18,8 @@ import argparse
 import json
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from common.codecs import (
@@ -134,13 +137,20 @@ def captured(path: Path) -> State:
         DataError: the file cannot be read, or its arrays are not as documented.
     """
     try:
-        with np.load(path) as arrays:
+        # Given a path, numpy leaves the file open if it is no whole archive.
+        with path.open("rb") as file:
+            arrays = np.load(file)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise DataError(f"{path} holds one array: write both with numpy.savez")
             scores, client_scores = arrays["scores"], arrays["client_scores"]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"cannot read states from {path}: {error}") from error
     good = scores.dtype == client_scores.dtype == np.int16 and scores.ndim == 1
-    if not good or client_scores.ndim != 2 or client_scores.shape[1] != scores.size:
-        raise DataError(f"{path}: scores must be (d,) int16 and client_scores (K, d) int16")
+    good = good and client_scores.ndim == 2 and client_scores.shape[1] == scores.size
+    if not good or not client_scores.size:
+        raise DataError(
+            f"{path}: scores must be (d,) int16 and client_scores (K, d) int16, d and K above 0"
+        )
     return State(path.name, scores, lambda k: client_scores[k], len(client_scores))
 
 
@@ -265,7 +275,7 @@ def show(report: Report, console: Console) -> None:
     """Print one report as a table; the times also as a ratio to the entropy codec's."""
     base = next(row for row in report.rows if row.codec == "entropy")
     table = Table(
-        title=f"{report.state}, d = {report.dimension:,}, {report.clients} clients\n"
+        title=f"{escape(report.state)}, d = {report.dimension:,}, {report.clients} clients\n"
         f"entropy {report.entropy:.4f}, cross-entropy {report.cross_entropy:.4f}, "
         f"KL {report.divergence:.4f}"
     )

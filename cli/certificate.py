@@ -11,15 +11,24 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from common.errors import ConfigError
+from common.pem import read_pair
+
 _VALID = timedelta(days=365)
+_LEFT = timedelta(days=7)
+"""What a certificate must still be good for to be used again."""
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Write a self-signed certificate for 127.0.0.1 and its key; their paths.
+    """A self-signed certificate for 127.0.0.1 and its key; their paths.
 
     The certificate is its own authority, so it is also what clients are to trust. It is good
-    for a year and for nothing but this machine.
+    for a year and for nothing but this machine. One that is there and still good stays, since
+    clients may have been told to trust it.
     """
+    paths = folder / "certificate.pem", folder / "key.pem"
+    if _good(*paths):
+        return paths
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "prism on this machine")])
     now = datetime.now(UTC)
@@ -32,7 +41,6 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
         .sign(key, hashes.SHA256())
     )
     folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "certificate.pem", folder / "key.pem"
     pem = serialization.Encoding.PEM
     paths[0].write_bytes(certificate.public_bytes(pem))
     paths[1].touch(mode=0o600)
@@ -40,3 +48,12 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
         key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return paths
+
+
+def _good(certificate: Path, key: Path) -> bool:
+    try:
+        chain, _ = read_pair(certificate, key)
+    except ConfigError:
+        return False
+    ends = x509.load_pem_x509_certificates(chain)[0].not_valid_after_utc
+    return ends > datetime.now(UTC) + _LEFT

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cli.ledger import DIRECTIONS, THEORY, Ledger, Tally
@@ -102,7 +103,8 @@ def comm(
     if not console.is_terminal:
         console = Console(width=_WIDTH)
     console.print(_costs(ledger))
-    console.print("\n".join(_apart(ledger)), highlight=False)
+    lines = [*_apart(ledger), *notes(ledger)]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     console.print(_calls(ledger))
 
 
@@ -152,6 +154,7 @@ def report(ledger: Ledger) -> dict[str, Any]:
         "socket": socket and {"clients": sorted(ledger.sockets), **socket.figures()},
         "paper_bytes": PAPER_BYTES,
         "apart_percent": apart(ledger),
+        "notes": notes(ledger),
         "rpc": [
             {"rpc": rpc, "direction": direction, **vars(tally)}
             for (rpc, direction), tally in _by_rpc(ledger).items()
@@ -180,7 +183,7 @@ def apart(ledger: Ledger) -> dict[str, float | None]:
 
 def _costs(ledger: Ledger) -> Table:
     rounds, d = ledger.rounds_of(), ledger.dimension
-    table = Table(title=f"{ledger.name}: {d:,} parameters, {rounds} client-rounds")
+    table = Table(title=f"{escape(ledger.name)}: {d:,} parameters, {rounds} client-rounds")
     table.add_column("", no_wrap=True)
     for title in ("up", "down", "up", "down", "both", "all rounds", "of FP32"):
         table.add_column(title, justify="right")
@@ -207,17 +210,36 @@ def _costs(ledger: Ledger) -> Table:
 
 
 def _apart(ledger: Ledger) -> list[str]:
-    lines = [
+    return [
         f"{_APART[key]} {percent:+.2f} %"
         for key, percent in apart(ledger).items()
         if percent is not None
     ]
+
+
+def notes(ledger: Ledger) -> list[str]:
+    """What to know of the figures, a line each."""
+    lines = []
     if ledger.since:
         lines.append(f"from round {ledger.since} on; relays count whole runs")
-    elif not ledger.sockets:
+    elif not (ledger.sockets or ledger.partial or ledger.unknown):
         lines.append("no socket bytes: no relay stood before a client (prism run --relay)")
     if lost := sum(link.lost for link in ledger.sockets.values()):
         lines.append(f"{lost} bytes were still on their way when a connection ended")
+    if ledger.partial:
+        lines.append(
+            f"not in the socket bytes: {', '.join(ledger.partial)}, whose relays counted less "
+            "than the messages, so they missed a part of the run"
+        )
+    if ledger.mixed:
+        lines.append(
+            f"TLS in a part of the run alone, in all of the model: {', '.join(ledger.mixed)}"
+        )
+    if ledger.unknown:
+        lines.append(
+            f"not in the socket bytes: {', '.join(ledger.unknown)}, since comm.jsonl has no such "
+            "client yet (a relay's log bears its client's name)"
+        )
     return lines
 
 
@@ -229,7 +251,7 @@ def _calls(ledger: Ledger) -> Table:
     whole = Tally.sum(tallies.values()).message_bytes or 1
     for (rpc, direction), tally in tallies.items():
         table.add_row(
-            rpc,
+            escape(rpc),
             direction,
             str(tally.calls),
             _size(tally.payload_bytes),

@@ -90,7 +90,7 @@ class RunDisplay:
         if kind is None and self._rounds:
             out = self._directory
             line = f"model: {out}/model.prism   picture: {out}/samples.png"
-            self._console.print(line, soft_wrap=True, highlight=False)
+            self._print(line)
 
     def refresh(self) -> None:
         """Read what is new and show it."""
@@ -100,9 +100,12 @@ class RunDisplay:
         for line in self._metrics.read():
             self._rounds.append(line)
             if not self._console.is_terminal:
-                self._console.print(self._line(line), soft_wrap=True, highlight=False)
+                self._print(self._line(line))
         if self._console.is_terminal:
             self._live.update(self._table())
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _line(self, metrics: dict[str, Any]) -> str:
         cells = [

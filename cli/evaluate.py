@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from common.data import open_source
@@ -54,7 +55,7 @@ def evaluate(
         count = min(samples, len(source))
         shape = exported.architecture
         console = Console(stderr=True)
-        with console.status(f"computing {features} features of {count} real images"):
+        with console.status(f"computing {escape(features)} features of {count} real images"):
             judge = evaluator_of(
                 source, count, shape.image_size, shape.channels, features, cache=cache
             )

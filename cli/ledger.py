@@ -11,19 +11,18 @@ modelled, so that it can be told without a relay, and checked against one.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final
 
+from cli.lines import Call, Counts, Direction, Figures, read_lines
 from common.config import load_config
-from common.errors import ConfigError, StorageError
+from common.errors import ConfigError
 from common.model.architecture import Architecture
 
-Direction: TypeAlias = Literal["up", "down"]
 DIRECTIONS: Final[tuple[Direction, Direction]] = ("up", "down")
 THEORY: Final = {
     "kl_bits": "divergence KL(client || state)",
@@ -124,6 +123,13 @@ class Sockets:
     connections: int = 0
     tls: bool = False
 
+    @classmethod
+    def of(cls, counts: Counts) -> Sockets:
+        """What one relay counted."""
+        up, down = counts.up_received, counts.down_received
+        lost = up - counts.up_delivered + down - counts.down_delivered
+        return cls(up, down, lost, counts.connections, counts.tls)
+
     def add(self, other: Sockets) -> None:
         """Add what another relay before the same client counted."""
         self.up += other.up
@@ -142,7 +148,10 @@ class Ledger:
         dimension: d, parameters.
         tallies: by client, method and direction; clients without a name are "".
         client_rounds: (round, client) of every update that came.
-        sockets: by client, for those with a relay.
+        sockets: by client, for those with a relay throughout.
+        partial: clients whose relays missed a part of the run.
+        mixed: of `sockets`, those that spoke TLS in a part of the run alone.
+        unknown: relays' logs whose names are no client's, so far.
         theory: mean bits a parameter, by field; over client-rounds where comm.jsonl has them,
             else over rounds.
         since: the first round that is in it; relays count whole runs alone.
@@ -155,6 +164,9 @@ class Ledger:
     )
     client_rounds: set[tuple[int, str]] = field(default_factory=set)
     sockets: dict[str, Sockets] = field(default_factory=dict)
+    partial: list[str] = field(default_factory=list)
+    mixed: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
     theory: dict[str, float] = field(default_factory=dict)
     since: int = 0
 
@@ -174,9 +186,14 @@ class Ledger:
         ledger = cls(config.name, Architecture.of(config.model).dimension, since=since)
         updates: dict[str, list[float]] = defaultdict(list)
         rounds: dict[str, list[float]] = defaultdict(list)
-        _read_lines(run / "comm.jsonl", ledger._traffic, ledger._collecting(updates))
+        for call in read_lines(run / "comm.jsonl", Call):
+            if call.round >= since:
+                ledger._traffic(call)
+                _collect(updates, call)
         if (run / "metrics.jsonl").exists():
-            _read_lines(run / "metrics.jsonl", ledger._collecting(rounds))
+            for line in read_lines(run / "metrics.jsonl", Figures):
+                if line.round >= since:
+                    _collect(rounds, line)
         ledger.theory = _means(rounds) | _means(updates)
         for path in sorted((run / "relay").glob("*.jsonl")):
             ledger._relay(path)
@@ -199,7 +216,7 @@ class Ledger:
     def framed(self, direction: Direction, clients: Iterable[str] | None = None) -> int:
         """Messages and what the model puts around them, bytes.
 
-        A client without a relay is taken to have kept one connection, in plain text.
+        A client that is not in `sockets` is taken to have kept one connection, in plain text.
         """
         names = {name for name, _, _ in self.tallies} if clients is None else set(clients)
         total = 0
@@ -211,58 +228,43 @@ class Ledger:
             total += tally.message_bytes + around
         return total
 
-    def _traffic(self, line: dict[str, Any]) -> None:
-        if line["round"] < self.since:
-            return
-        client, rpc, direction = line["client"], line["rpc"], line["direction"]
-        tally = Tally(line["payload_bytes"], line["message_bytes"], line["calls"], line["calls"])
-        if (rpc, direction) in _STREAMS:
+    def _traffic(self, call: Call) -> None:
+        tally = Tally(call.payload_bytes, call.message_bytes, call.calls, call.calls)
+        if (call.rpc, call.direction) in _STREAMS:
             tally.messages += math.ceil(tally.payload_bytes / _CHUNK_BYTES)
-        if rpc == "SubmitUpdate" and direction == "up":
+        if call.rpc == "SubmitUpdate" and call.direction == "up":
             # Only after its last message does a streaming client know to end its side.
             tally.messages += tally.calls
             if tally.payload_bytes:
-                self.client_rounds.add((line["round"], client))
-        self.tallies[client, rpc, direction].add(tally)
-
-    def _collecting(self, figures: dict[str, list[float]]) -> Callable[[dict[str, Any]], None]:
-        def collect(line: dict[str, Any]) -> None:
-            for name in THEORY if line["round"] >= self.since else ():
-                if line.get(name) is not None:
-                    figures[name].append(line[name])
-
-        return collect
+                self.client_rounds.add((call.round, call.client))
+        self.tallies[call.client, call.rpc, call.direction].add(tally)
 
     def _relay(self, path: Path) -> None:
-        last: dict[str, Sockets] = {}
-
-        def note(line: dict[str, Any]) -> None:
-            up, down = line["up_received"], line["down_received"]
-            lost = up - line["up_delivered"] + down - line["down_delivered"]
-            last[line["relay"]] = Sockets(up, down, lost, line["connections"], line["tls"])
-
-        _read_lines(path, note)
-        total = Sockets()
-        for link in last.values():
-            total.add(link)
+        last = {line.relay: line for line in read_lines(path, Counts, seams=True)}
+        client, total = path.stem, Sockets()
+        for counts in last.values():
+            total.add(Sockets.of(counts))
         if not total.up:
             return
-        if not self.since and path.stem not in {client for client, _, _ in self.tallies}:
-            raise ConfigError(f"{path}: the run has no client {path.stem}; name the file after one")
-        self.sockets[path.stem] = total
+        # Relays count whole runs: beside a part of one, nothing shows what they missed.
+        if not self.since:
+            if client not in {name for name, _, _ in self.tallies}:
+                self.unknown.append(path.name)
+                return
+            # A relay that saw it all saw more than the messages.
+            up, down = (self.tally(direction, [client]).message_bytes for direction in DIRECTIONS)
+            if total.up < up or total.down < down:
+                self.partial.append(client)
+                return
+        if len({counts.tls for counts in last.values() if counts.up_received}) > 1:
+            self.mixed.append(client)
+        self.sockets[client] = total
 
 
-def _read_lines(path: Path, *readers: Callable[[dict[str, Any]], None]) -> None:
-    """Show each complete line of a file, which may still grow, to all readers."""
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            return
-        try:
-            content = json.loads(line)
-            for reader in readers:
-                reader(content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StorageError(f"{path}, line {number}: not what this program writes") from error
+def _collect(figures: dict[str, list[float]], line: Figures) -> None:
+    for name in THEORY:
+        if (value := getattr(line, name)) is not None:
+            figures[name].append(value)
 
 
 def _means(figures: dict[str, list[float]]) -> dict[str, float]:

@@ -28,6 +28,7 @@ LOG_SECONDS: Final = 2.0
 _CHUNKS_IN_FLIGHT: Final = 256
 _QUEUE_SECONDS: Final = 0.25
 _SMALLEST_BUFFER: Final = 64 * 1024
+_LARGEST_BUFFER: Final = 2**30
 _TLS_HANDSHAKE: Final = b"\x16"
 
 log = logging.getLogger("prism.relay")
@@ -292,4 +293,5 @@ def _size_buffer(end: socket.socket, shape: Shape) -> None:
     """Let a slow link queue a quarter of a second, not the megabytes that the kernel would."""
     if shape.rate is not None:
         size = max(_SMALLEST_BUFFER, int(shape.rate / 8 * _QUEUE_SECONDS))
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        # The kernel takes an int and may give less.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, min(size, _LARGEST_BUFFER))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +15,10 @@ import typer
 
 from cli.certificate import make_certificate
 from cli.display import RunDisplay
+from cli.processes import STOP_SECONDS, Member, Starter, processes
 from cli.shaping import Shape
 from common.config import RunConfig, load_config
 from common.errors import ConfigError, PrismError
-
-STOP_SECONDS = 15.0
 
 
 def run(
@@ -104,6 +102,7 @@ def run(
             options += ["--data-dir", str(data_dir)]
             server_options += ["--eval-data-dir", str(data_dir)]
         relays = _relaying(relay, rate, delay)
+        _check_free(directory, resolved)
         if tls:
             certificate, key = make_certificate(directory / "tls")
             options += ["--ca", str(certificate)]
@@ -137,12 +136,12 @@ def federate(
     count = resolved.data.clients
     server_command = ["server", str(config), "--bind", "127.0.0.1:0", "--out", str(directory)]
     server_command += [*server_options, *(f"--set={change}" for change in changes)]
-    with _processes(directory / "logs") as start, RunDisplay(resolved, directory) as display:
+    with processes(directory / "logs") as start, RunDisplay(resolved, directory) as display:
         server = start("server", server_command)
         if not (address := _address(address_file, server)):
             return
         addresses = [address] * count
-        relays: list[_Member] = []
+        relays: list[Member] = []
         if relay_options is not None:
             relays, addresses = _relays(start, address, directory / "relay", count, relay_options)
         clients = [
@@ -159,31 +158,35 @@ def federate(
         ]
         while server.process.poll() is None:
             for member in (*clients, *relays):
-                _raise_if_failed(member)
+                member.raise_if_failed()
             display.refresh()
             time.sleep(0.2)
-        _raise_if_failed(server)
+        server.raise_if_failed()
         display.refresh()
         with suppress(subprocess.TimeoutExpired):
             for member in clients:
                 member.process.wait(STOP_SECONDS)
 
 
-class _Member:
-    """One started process and where it writes."""
+def _check_free(directory: Path, config: RunConfig) -> None:
+    """The checks of the server, before anything here touches what a live one needs.
 
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
-        self.name, self.log = name, log
-        with log.open("ab") as stream:
-            # Its own session: Ctrl-C in the terminal reaches this process alone, which then
-            # stops the others in order.
-            self.process = subprocess.Popen(  # noqa: S603 - this project's own modules
-                [sys.executable, "-m", *command],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    Raises:
+        ConfigError: a server is using the directory, or it holds another run.
+    """
+    lock, held = directory / "server.lock", directory / "config.toml"
+    if lock.exists():
+        with lock.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"a server is using {directory}: stop it first, or choose another --out"
+                ) from None
+    if held.exists() and load_config(held).run_id() != config.run_id():
+        raise ConfigError(
+            f"{directory} holds another run: choose another --out, or its config.toml"
+        )
 
 
 def _relaying(relay: bool, rate: str | None, delay: str | None) -> list[str] | None:
@@ -197,8 +200,8 @@ def _relaying(relay: bool, rate: str | None, delay: str | None) -> list[str] | N
 
 
 def _relays(
-    start: _Starter, to: str, folder: Path, count: int, options: Sequence[str]
-) -> tuple[list[_Member], list[str]]:
+    start: Starter, to: str, folder: Path, count: int, options: Sequence[str]
+) -> tuple[list[Member], list[str]]:
     """One relay for each client, listening; and where."""
     folder.mkdir(exist_ok=True)
     files = [folder / f"client-{index}.address" for index in range(count)]
@@ -211,71 +214,15 @@ def _relays(
     return relays, [_address(*pair) for pair in zip(files, relays, strict=True)]
 
 
-def _address(file: Path, member: _Member) -> str:
+def _address(file: Path, member: Member) -> str:
     """What a process that listens writes down; empty if it had nothing to do.
 
     Raises:
         PrismError: it failed.
     """
     while not file.exists():
-        _raise_if_failed(member)
+        member.raise_if_failed()
         if member.process.poll() is not None:
             return ""
         time.sleep(0.05)
     return file.read_text().strip()
-
-
-def _raise_if_failed(member: _Member) -> None:
-    if member.process.poll() not in (None, 0):
-        lines = member.log.read_text(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else f"exit code {member.process.returncode}"
-        raise PrismError(f"{member.name} stopped: {last} (all of it: {member.log})")
-
-
-class _Starter:
-    def __init__(self, logs: Path) -> None:
-        logs.mkdir(parents=True, exist_ok=True)
-        self._logs = logs
-        self.members: list[_Member] = []
-        self.last: list[_Member] = []
-
-    def __call__(self, name: str, command: Sequence[str], *, last: bool = False) -> _Member:
-        """Start a process; `last` ones are stopped after all others."""
-        member = _Member(name, command, self._logs / f"{name}.log")
-        (self.last if last else self.members).append(member)
-        return member
-
-
-@contextmanager
-def _processes(logs: Path) -> Iterator[_Starter]:
-    """Start processes; whatever happens, none is left when the block ends."""
-    starter = _Starter(logs)
-    # A closed terminal ends a run as Ctrl-C does.
-    ends = (signal.SIGTERM, signal.SIGHUP)
-    previous = [signal.signal(end, signal.default_int_handler) for end in ends]
-    try:
-        yield starter
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    finally:
-        try:
-            _stop(starter.members)
-        finally:
-            _stop(starter.last)
-            for end, handler in zip(ends, previous, strict=True):
-                signal.signal(end, handler)
-
-
-def _stop(members: Sequence[_Member]) -> None:
-    # Clients first, so that they can say goodbye to a server that still listens.
-    for member in reversed(members):
-        if member.process.poll() is None:
-            # A shell has SIGINT ignored by what it runs in the background.
-            member.process.terminate()
-    deadline = time.monotonic() + STOP_SECONDS
-    for member in members:
-        try:
-            member.process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            member.process.kill()
-            member.process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -40,7 +41,7 @@ class Shape:
         """Read options such as "1mbit" and "50ms".
 
         Raises:
-            ConfigError: they are not of that form, or not above zero.
+            ConfigError: they are not of that form, not above zero, or not finite.
         """
         return cls(
             None if rate is None else _quantity("--rate", rate, _BIT_RATES, "1mbit"),
@@ -68,6 +69,7 @@ class Bucket:
 
 def _quantity(option: str, text: str, units: dict[str, float] | dict[str, int], such: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip().lower())
-    if found is None or found[2] not in units or not float(found[1]):
+    value = float(found[1]) * units.get(found[2], 0) if found else 0.0
+    if not value or not math.isfinite(value):
         raise ConfigError(f"{option} {text}: write a number and {' or '.join(units)}, as in {such}")
-    return float(found[1]) * units[found[2]]
+    return value

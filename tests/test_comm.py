@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from support import running
 
-from cli.comm import apart, report
+from benchmarks.capture import capture
+from benchmarks.comm import captured
+from cli.comm import apart, notes, report
 from cli.ledger import DIRECTIONS, FRAMING, Ledger
 from client.guard import Guard
 from client.loop import Client
@@ -21,7 +23,7 @@ from client.privates import PrivateData
 from client.store import ClientStore
 from client.transport import Security, Transport
 from common.config import parse_config
-from common.errors import ConfigError, PrismError, StorageError
+from common.errors import ConfigError, DataError, PrismError, StorageError
 from common.model.architecture import Architecture
 
 TIMEOUT = 120
@@ -187,14 +189,128 @@ def test_what_cannot_be_read(run: Path, tmp_path: Path) -> None:
 
     refuses(tmp_path / "none", ConfigError, "is no directory")
     refuses(tmp_path, ConfigError, r"no comm\.jsonl")
-    write_lines(run / "relay" / "carl.jsonl", counts("c", 1, 1))
-    refuses(run, ConfigError, "no client carl")
     write_lines(run / "relay" / "carl.jsonl", {"relay": "c"})
     refuses(run, StorageError, r"carl\.jsonl, line 1")
     (run / "comm.jsonl").write_text("[]\n")
     refuses(run, StorageError, r"comm\.jsonl, line 1")
     (run / "config.toml").unlink()
     refuses(run, ConfigError, r"cannot read config .*config\.toml")
+
+
+FOREIGN = {
+    "nested": "[" * 100_000,
+    "infinite": json.dumps(traffic("a", "Join", "up", 0, 1)).replace("1}", "1e999}"),
+    "huge": json.dumps(traffic("a", "Join", "up", 0, 10**400)),
+    "negative": json.dumps(traffic("a", "Join", "up", -1, 1)),
+    "truth": json.dumps(traffic("a", "Join", "up", 0, True)),
+    "text": json.dumps(traffic("a", "Join", "up", 0, 1, kl_bits="abc")),
+    "object": json.dumps(traffic("a", "Join", "up", 0, 1, kl_bits={})),
+    "nan": json.dumps(traffic("a", "Join", "up", 0, 1, kl_bits=float("nan"))),
+    "rpc": json.dumps(traffic("a", 5, "up", 0, 1)),  # type: ignore[arg-type]
+    "direction": json.dumps(traffic("a", "Join", "sideways", 0, 1)),
+    "carriage return": json.dumps(traffic("a", "Join", "up", 0, 1)) + "\rjunk",
+}
+
+
+@pytest.mark.parametrize("line", FOREIGN.values(), ids=FOREIGN.keys())
+def test_lines_that_nobody_wrote(run: Path, line: str) -> None:
+    path = run / "comm.jsonl"
+    good = json.dumps(traffic("ann", "Join", "up", 0, 1))
+    path.write_text(f"{good}\n{line}\n{good}\n")
+    with pytest.raises(StorageError, match=r"comm\.jsonl, line 2: not what") as raised:
+        Ledger.read(run)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["comm.jsonl", "metrics.jsonl", "relay/ann.jsonl"])
+def test_a_folder_is_no_file(run: Path, name: str) -> None:
+    (run / name).unlink()
+    (run / name).mkdir()
+    with pytest.raises(StorageError, match=f"cannot read .*{name}: Is a directory"):
+        Ledger.read(run)
+
+
+def test_a_relay_that_missed_a_part(run: Path) -> None:
+    write_lines(run / "relay" / "bob.jsonl", counts("c", 100_199, 10_000))
+    ledger = Ledger.read(run)
+    assert set(ledger.sockets) == {"ann"}
+    assert report(ledger)["socket"]["clients"] == ["ann"]
+    assert apart(ledger) == report(ledger)["apart_percent"]
+    (said,) = (note for note in notes(ledger) if "bob" in note)
+    assert "missed a part of the run" in said
+    assert said in report(ledger)["notes"]
+    assert "bob, whose relays counted less" in prism("comm", run).stdout
+
+    (run / "relay" / "ann.jsonl").unlink()
+    found = report(Ledger.read(run))
+    assert found["socket"] is None
+    assert not [key for key in found["apart_percent"] if key.startswith("socket")]
+    assert not [note for note in found["notes"] if "no relay stood" in note]
+
+    write_lines(run / "relay" / "bob.jsonl", counts("c", 100_200, 10_000))
+    assert set(Ledger.read(run).sockets) == {"bob"}
+
+
+def test_tls_in_a_part_alone(run: Path) -> None:
+    path = run / "relay" / "ann.jsonl"
+    write_lines(path, counts("a", 150_000, 1_000), counts("b", 60_000, 400_000, tls=True))
+    assert "TLS in a part of the run alone, in all of the model: ann" in notes(Ledger.read(run))
+
+
+def test_a_relay_before_nobody_yet(run: Path) -> None:
+    write_lines(run / "relay" / "carl.jsonl", counts("c", 1, 1))
+    ledger = Ledger.read(run)
+    assert set(ledger.sockets) == {"ann"}
+    assert "carl.jsonl, since comm.jsonl has no such client yet" in notes(ledger)[-1]
+
+
+def test_the_seam_of_two_relays(run: Path) -> None:
+    path = run / "relay" / "ann.jsonl"
+    before = Ledger.read(run).sockets["ann"]
+    # The torn line of b stands there already; its successor appends to it.
+    with path.open("a") as file:
+        for count in (1, 5):
+            file.write(json.dumps(counts("c", count, count)) + "\n")
+    after = Ledger.read(run).sockets["ann"]
+    assert (after.up, after.down) == (before.up + 5, before.down + 5)
+
+
+def test_names_are_no_markup(run: Path) -> None:
+    (run / "config.toml").write_text(CONFIG.replace('"tiny"', '"[/b]tiny"'))
+    write_lines(run / "relay" / "[bold].jsonl", counts("c", 1, 1))
+    with (run / "comm.jsonl").open("a") as file:
+        file.write(json.dumps(traffic("ann", "[/b]", "up", 0, 1)) + "\n")
+    done = prism("comm", run)
+    assert done.returncode == 0, done.stderr
+    assert "[/b]tiny: " in done.stdout
+    assert "[bold].jsonl" in done.stdout
+
+
+def test_states_that_cannot_be_measured(tmp_path: Path) -> None:
+    def refuses(says: str) -> None:
+        with pytest.raises(DataError, match=says) as raised:
+            captured(path)
+        assert "\n" not in str(raised.value)
+
+    path = tmp_path / "a.npz"
+    np.savez(path, scores=np.zeros(5, np.int16), client_scores=np.zeros((2, 5), np.int16))
+    assert captured(path).count == 2
+    path.write_bytes(path.read_bytes()[:-30])
+    refuses("cannot read states from")
+    path.write_bytes(b"")
+    refuses("cannot read states from")
+    with path.open("wb") as file:
+        np.save(file, np.zeros(5, np.int16))
+    refuses("one array")
+    for d, k in ((0, 2), (5, 0)):
+        np.savez(path, scores=np.zeros(d, np.int16), client_scores=np.zeros((k, d), np.int16))
+        refuses("above 0")
+
+
+def test_states_go_into_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(CONFIG)
+    with pytest.raises(SystemExit, match="File exists; name a folder"):
+        capture(tmp_path / "c.toml", "0", tmp_path / "c.toml")
 
 
 def check_ledger(out: Path, *, tls: bool) -> None:

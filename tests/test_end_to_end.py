@@ -14,9 +14,13 @@ import pytest
 import torch
 from support import background, jsonl
 
+from cli.certificate import make_certificate
+from cli.processes import Member
 from common.config import load_config
+from common.errors import PrismError
 from common.model.architecture import Architecture
 from common.model.export import load_model
+from common.pem import read_pair
 
 TIMEOUT = 120
 TINY = """
@@ -191,6 +195,76 @@ def test_ctrl_c_and_a_closed_terminal_leave_no_process(
             assert needle not in entry.read_bytes(), entry
         except OSError:
             continue
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_directory_in_use_is_left_alone(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    server = serve(tiny_run / "tiny.toml", out, 0)
+    with started(tmp_path / "s", *server) as process:
+        wait_for_line(out / "address", process)
+        before = contents(out)
+        done = prism("run", tiny_run / "tiny.toml", "--out", out, "--tls")
+        assert contents(out) == before
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith(f"prism run: a server is using {out}: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_another_run_keeps_its_certificate(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    pair = make_certificate(out / "tls")
+    (out / "config.toml").write_bytes((tiny_run / "out" / "config.toml").read_bytes())
+    before = contents(out)
+    words = ("run", tiny_run / "tiny.toml", "--out", out, "--tls")
+    done = prism(*words, "--set", "seed=9")
+    assert "another run" in done.stderr
+    assert contents(out) == before
+
+    assert make_certificate(out / "tls") == pair
+    assert contents(out) == before, "clients may trust it"
+    pair[0].write_text("no certificate")
+    assert make_certificate(out / "tls") == pair
+    assert read_pair(*pair)
+
+
+def test_a_killed_server_is_named_with_its_signal(tiny_run: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    (out / "logs").mkdir(parents=True)
+    (out / "logs" / "server.log").write_text("of an earlier life\n")
+    words = ("run", tiny_run / "tiny.toml", "--out", out, "--set", "rounds=1000")
+    with started(log, *words) as process:
+        wait_for_line(out / "metrics.jsonl", process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (server,) = (
+            pid for pid in children if b"\0server\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        os.kill(int(server), signal.SIGKILL)
+        assert process.wait(TIMEOUT) == 1
+    assert "prism run: server was killed by SIGKILL" in log.read_text()
+
+
+def test_what_failed_before_is_not_said_again(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("of an earlier life\n")
+    member = Member("it", ["site_that_is_not"], tmp_path / "log")
+    member.process.wait(TIMEOUT)
+    with pytest.raises(PrismError, match=r"it stopped: .*No module named"):
+        member.raise_if_failed()
+    (tmp_path / "log").write_text("of an earlier life\n")
+    with pytest.raises(PrismError, match="it stopped: exit code 1"):
+        member.raise_if_failed()
+
+
+def test_names_are_no_markup(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "[/b]out"
+    words = ("run", tiny_run / "tiny.toml", "--out", out, "--set", "rounds=1")
+    done = prism(*words, "--set", 'name="[/b]x"')
+    assert done.returncode == 0, done.stderr
+    assert f"model: {out}/model.prism" in done.stdout
 
 
 def test_one_clear_line_for_every_mistake(tmp_path: Path) -> None:

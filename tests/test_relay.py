@@ -255,12 +255,26 @@ def test_options() -> None:
     assert Shape.parse("1.5mbit", "50ms") == Shape(1.5e6, 0.05)
     assert Shape.parse("56 kbit", "2s") == Shape(56e3, 2.0)
     assert Shape.parse("1GBIT", None) == Shape(1e9, 0.0)
-    for rate, delay in (("fast", None), ("0mbit", None), ("5", None), ("1mb", None)):
+    for rate, delay in (
+        ("fast", None),
+        ("0mbit", None),
+        ("5", None),
+        ("1mb", None),
+        (f"{9:0400}gbit".replace("0", "9"), None),
+    ):
         with pytest.raises(ConfigError, match=r"--rate .* as in 1mbit"):
             Shape.parse(rate, delay)
     for delay in ("50", "-5ms", "0ms", "1m"):
         with pytest.raises(ConfigError, match=r"--delay .* as in 50ms"):
             Shape.parse(None, delay)
+
+
+def test_a_rate_beyond_what_the_kernel_counts() -> None:
+    async def main() -> bytes:
+        async with linked(echo, Shape.parse("100gbit", None)) as link:
+            return await exchange(link, [b"hello"])
+
+    assert asyncio.run(main()) == b"hello"
 
 
 def test_wrong_addresses_and_files(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""Processes of a local run: started together, none left behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.errors import PrismError
+
+STOP_SECONDS = 15.0
+
+
+class Member:
+    """One started process and where it writes."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+        self.name, self.log = name, log
+        with log.open("ab") as stream:
+            # What stands there is an earlier life's, or another process's.
+            self._start = stream.tell()
+            # Its own session: Ctrl-C in the terminal reaches this process alone, which then
+            # stops the others in order.
+            self.process = subprocess.Popen(  # noqa: S603 - this project's own modules
+                [sys.executable, "-m", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def raise_if_failed(self) -> None:
+        """Raises PrismError if it ended other than well: by which signal, or its last line."""
+        code = self.process.poll()
+        if not code:
+            return
+        if code < 0:
+            names = {number.value: number.name for number in signal.Signals}
+            killer = names.get(-code, f"signal {-code}")
+            raise PrismError(f"{self.name} was killed by {killer} (what it wrote: {self.log})")
+        with self.log.open("rb") as stream:
+            stream.seek(self._start)
+            lines = stream.read().decode(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else f"exit code {code}"
+        raise PrismError(f"{self.name} stopped: {last} (all of it: {self.log})")
+
+
+class Starter:
+    """Starts processes that write to `logs`, and knows in which order they are to stop."""
+
+    def __init__(self, logs: Path) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        self._logs = logs
+        self.members: list[Member] = []
+        self.last: list[Member] = []
+
+    def __call__(self, name: str, command: Sequence[str], *, last: bool = False) -> Member:
+        """Start a process; `last` ones are stopped after all others."""
+        member = Member(name, command, self._logs / f"{name}.log")
+        (self.last if last else self.members).append(member)
+        return member
+
+
+@contextmanager
+def processes(logs: Path) -> Iterator[Starter]:
+    """Start processes; whatever happens, none is left when the block ends."""
+    starter = Starter(logs)
+    # A closed terminal ends a run as Ctrl-C does.
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    previous = [signal.signal(end, signal.default_int_handler) for end in ends]
+    try:
+        yield starter
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    finally:
+        try:
+            _stop(starter.members)
+        finally:
+            _stop(starter.last)
+            for end, handler in zip(ends, previous, strict=True):
+                signal.signal(end, handler)
+
+
+def _stop(members: Sequence[Member]) -> None:
+    # Clients first, so that they can say goodbye to a server that still listens.
+    for member in reversed(members):
+        if member.process.poll() is None:
+            # A shell has SIGINT ignored by what it runs in the background.
+            member.process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for member in members:
+        try:
+            member.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            member.process.kill()
+            member.process.wait()

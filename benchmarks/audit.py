@@ -32,13 +32,14 @@ from client.loss import Moments, real_moments
 from client.methods import make_trainer
 from client.privacy import calibrate_moments, features_of, release_moments
 from client.privates import PartitionChoice, PrivateData
-from client.update import encode_update
+from client.update import encode_update, update_bits
 from common.config import PrivacyConfig, RunConfig, parse_config
 from common.data import load_images, open_source
 from common.encoders import load_encoder
 from common.errors import PrivacyError
 from common.model.export import build_model
 from common.steps import initial_state
+from common.theory import figures
 
 CPU = torch.device("cpu")
 PARTS = 6
@@ -76,8 +77,10 @@ def upload(config: RunConfig, part: int, state: Path, guard_type: type[Guard] = 
     result = make_trainer(config, encoder, moments, CPU).train(start, "audit")
     values = guard.values(config, start, result.values)
     payloads = encode_update(config, start, values, rank=0, cohort_size=1, client="audit")
+    bits = figures(update_bits(config, start, values)).values()
     loss = guard.reportable(config, result.loss)
-    return b"".join(payloads) + struct.pack("<qd", private.examples, loss)
+    said = struct.pack("<qd", private.examples, loss) + repr([*bits]).encode()
+    return b"".join(payloads) + said
 
 
 def non_interference(config: RunConfig, guard_type: type[Guard] = Guard) -> Finding:

@@ -50,7 +50,8 @@ class Row:
         """What it changes in the config."""
         if self.partition == "pooled":
             # In one place there is nothing to code: what was trained is the next state itself.
-            changes = ['data.partition="iid"', "data.clients=1", "alpha=1", 'codec.down="keyframe"']
+            changes = ['data.partition="iid"', "data.clients=1", "alpha=1", "mada.enabled=false"]
+            changes += ['codec.down="keyframe"']
         else:
             changes = [f'data.partition="{self.partition}"']
         if self.epsilon is not None:
@@ -98,6 +99,8 @@ def measured_row(row: Row, setting: Setting, judge: Judge) -> dict[str, Any]:
         "epsilon": row.epsilon,
         "delta": None if row.epsilon is None else config.privacy.delta,
         "clients": config.data.clients,
+        "features": setting.features,
+        "samples": setting.samples,
         **last.line,
         "accuracy": judge.accuracy(last.images),
     }
@@ -125,12 +128,17 @@ def main(
     wanted = [None if e == 0 else e for e in epsilon] if epsilon else [None, *EPSILONS]
     rows = [Row(p, e) for p in partition or PARTITIONS for e in wanted]
     kept = out.read_text().splitlines() if out is not None and out.exists() else []
-    there = {line["run"]: line for line in map(json.loads, kept)}
+    there = {
+        line["run"]: line
+        for line in map(json.loads, kept)
+        if (line["features"], line["samples"]) == (features, samples)
+    }
     measured = []
     judge: Judge | None = None
     try:
-        for row in rows:
-            config = load_config(path, [*(override or []), *row.changes])
+        # All of them before the first is run, which takes minutes.
+        configs = [load_config(path, [*(override or []), *row.changes]) for row in rows]
+        for row, config in zip(rows, configs, strict=True):
             line = there.get(config.run_id().hex())
             if line is None:
                 judge = judge or Judge(config, data_dir, cache)

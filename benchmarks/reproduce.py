@@ -37,6 +37,8 @@ Measure = Callable[[Setting], Iterator[Measured]]
 _PUBLISHED: Final = (
     "train.straight_through=scaled",
     "train.learning_rate=0.1",
+    "train.learning_rate_final=0.1",
+    "sharpening=1",
     "mada.enabled=true",
     "mada.space=score",
     "codec.up=raw",
@@ -69,7 +71,7 @@ class Method:
     measure: Measure = benchmarks.simulate.measure
 
 
-# FedPM has no row: with one bit a parameter it is PRISM-dagger, bit for bit.
+# FedPM has no row: with one bit a parameter it aggregates as PRISM-dagger does, bit for bit.
 METHODS: Final[Mapping[str, Method]] = {
     "prism": Method(_OURS),
     "prism-alpha": Method((*_OURS, "alpha=0.7")),

@@ -77,6 +77,8 @@ def statement(entries: list[Entry]) -> list[str]:
     else:
         epsilon, delta = total
         scope = "entire run" if len(entries) == 1 else f"all {len(entries)} releases together"
+        if any(entry.mechanism == "mask-noise" for entry in entries):
+            scope = f"{len(entries)} releases so far, each further round adds one"
         lines.append(
             f"Record-level ({epsilon:.4g}, {delta:g})-differential privacy, replace-one, "
             f"n public, {scope}"

@@ -96,6 +96,11 @@ def run(
         options = ["--data", spec, "--device", device]
         options += ["--threads", str(threads or max(1, cores // count))]
         server_options = []
+        if resolved.output.evaluate_every and eval_data is None and spec.startswith("folder:"):
+            raise ConfigError(
+                "output.evaluate_every would hold the model against the clients' own images: "
+                "give others with --eval-data, or output.evaluate_every=0"
+            )
         if resolved.output.evaluate_every or eval_data is not None:
             server_options = ["--eval-data", eval_data or spec, "--features", features]
         if data_dir is not None:

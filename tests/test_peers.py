@@ -25,7 +25,7 @@ from benchmarks.peers.networks import (
     sample,
 )
 from benchmarks.report import write_report
-from common.config import RunConfig, parse_config
+from common.config import RunConfig, load_config, parse_config
 from common.errors import PrismError
 
 CPU = torch.device("cpu")
@@ -182,6 +182,18 @@ def test_the_grid() -> None:
     assert all(config.model.width == 64 for config in configs)
     names = [cell.path(Path(), "lenet") for cell in reproduce.grid("paper", 2, ())]
     assert len(set(names)) == len(names)
+
+
+def test_the_published_rows_are_the_published_recipe() -> None:
+    published = load_config(Path("configs/published.toml"))
+    for method, mada in (("prism-published", True), ("prism-dagger", False)):
+        (cell,) = reproduce.grid("cpu", 1, ("mnist/iid", method))
+        run = cell.config()
+        assert (run.sharpening, run.alpha) == (published.sharpening, published.alpha)
+        assert (run.codec, run.output) == (published.codec, published.output)
+        assert run.mada == published.mada.model_copy(update={"enabled": mada})
+        size = {"local_steps": run.train.local_steps}
+        assert run.train == published.train.model_copy(update=size)
 
 
 def tiny_cells(*only: str) -> list[reproduce.Cell]:

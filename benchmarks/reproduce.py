@@ -45,17 +45,6 @@ _PUBLISHED: Final = (
     "codec.down=keyframe",
     "output.mask=sample",
 )
-_OURS: Final = (
-    "train.straight_through=unscaled",
-    "train.learning_rate=0.3",
-    "train.learning_rate_final=0.01",
-    "sharpening=10",
-    "mada.enabled=false",
-    "codec.up=flips",
-    "codec.down=error-feedback",
-    "codec.error_feedback_step=0.3",
-    "output.mask=threshold",
-)
 
 
 @dataclass(frozen=True)
@@ -73,15 +62,13 @@ class Method:
 
 # FedPM has no row: with one bit a parameter it aggregates as PRISM-dagger does, bit for bit.
 METHODS: Final[Mapping[str, Method]] = {
-    "prism": Method(_OURS),
-    "prism-alpha": Method((*_OURS, "alpha=0.7")),
-    "prism-sparse": Method((*_OURS, "codec.coordinates_per_round=0.3")),
-    "prism-raw": Method((*_OURS, "codec.up=raw", "codec.down=keyframe")),
+    "prism": Method(()),
+    "prism-alpha": Method(("alpha=0.7",)),
+    "prism-sparse": Method(("codec.coordinates_per_round=0.3",)),
+    "prism-raw": Method(("codec.up=raw", "codec.down=keyframe")),
     "prism-published": Method(_PUBLISHED),
     "prism-dagger": Method((*_PUBLISHED, "mada.enabled=false")),
-    "fedavg": Method(
-        ("method=fedavg", "train.learning_rate=0.02", "train.learning_rate_final=0.001"),
-    ),
+    "fedavg": Method(("method=fedavg",)),
     "fedavg-gan": Method((), benchmarks.peers.fedavg_gan.measure),
     "md-gan": Method((), benchmarks.peers.md_gan.measure),
 }

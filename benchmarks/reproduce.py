@@ -44,6 +44,7 @@ _PUBLISHED: Final = (
     "codec.up=raw",
     "codec.down=keyframe",
     "output.mask=sample",
+    "output.average=0",
 )
 
 

@@ -32,6 +32,7 @@ from common.replay import hamming
 from common.state import GlobalState, Values, entropy_bits, sigma
 from common.steps import initial_state
 from common.theory import MaskBits, figures
+from server.average import StateAverage
 from server.broadcast import Broadcast
 from server.methods import make_aggregator
 
@@ -44,6 +45,7 @@ class SimulatedRound:
         start: what the round started from.
         locals: (K, d) what each client trained, as its update was made of it.
         state: what the next round starts from.
+        average: what a model is exported from.
         lam: MADA's lambda.
         hamming: share of positions in which a mask of this state differs from one of the last,
             as in the paper's figure; None where the method has no masks.
@@ -55,6 +57,7 @@ class SimulatedRound:
     start: GlobalState
     locals: Sequence[Values]
     state: GlobalState
+    average: GlobalState
     lam: float | None
     hamming: float | None
     up_bytes: int
@@ -75,6 +78,7 @@ def simulate(
     """
     trainers = [make_trainer(config, encoder, real, device) for real in moments]
     broadcast = Broadcast(config, initial_state(config))
+    average = StateAverage(config, broadcast.state)
     for _ in range(config.rounds):
         started = time.monotonic()
         state = broadcast.state
@@ -97,11 +101,22 @@ def simulate(
         closed = aggregator.close()
         held = (state.round, broadcast.digest)
         last, state = state, broadcast.publish(closed)
+        average.add(state)
         down_bytes = sum(len(step.payload) for step in broadcast.steps(held))
         seconds = time.monotonic() - started
         masked = state.values.dtype == np.int16
         apart = hamming(config, last, sigma(state.scores)) / state.dimension if masked else None
-        yield SimulatedRound(last, locals_, state, closed.lam, apart, up_bytes, down_bytes, seconds)
+        yield SimulatedRound(
+            start=last,
+            locals=locals_,
+            state=state,
+            average=average.state,
+            lam=closed.lam,
+            hamming=apart,
+            up_bytes=up_bytes,
+            down_bytes=down_bytes,
+            seconds=seconds,
+        )
 
 
 def client_moments(
@@ -132,7 +147,7 @@ def measure(setting: Setting) -> Iterator[Measured]:
         meter.add(done.up_bytes, done.down_bytes * len(moments), done.seconds)
         if not setting.due(done.state.round):
             continue
-        images = build_model(run, done.state).sample(setting.samples)
+        images = build_model(run, done.average).sample(setting.samples)
         masked = done.state.values.dtype == np.int16
         bits = MaskBits.mean(update_bits(run, done.start, values) for values in done.locals)
         of_mask = {

@@ -26,7 +26,7 @@ METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "sharpening": 1.0,
         "train": {"learning_rate": 0.1, "learning_rate_final": 0.1},
         "codec": {"up": "raw", "down": "keyframe"},
-        "output": {"mask": "sample"},
+        "output": {"mask": "sample", "average": 0.0},
     },
     "fedavg": {
         "sharpening": 1.0,
@@ -156,6 +156,8 @@ class OutputConfig(_Section):
     """Rounds between evaluations, where the server has evaluation data."""
     mask: Literal["sample", "threshold"] = "threshold"
     """How the exported mask comes from theta: sampled, or [theta > 1/2]."""
+    average: Share = 0.1
+    """Models are of the mean state over about this last share of the rounds; 0 for the last."""
 
 
 class RunConfig(_Section):

@@ -21,6 +21,7 @@ from common.fingerprint import Fingerprint
 from common.state import GlobalState
 from common.steps import StateStep, initial_state
 from server.aggregate import Aggregator, Closed
+from server.average import StateAverage
 from server.background import Background, durable, wait_for
 from server.broadcast import Broadcast
 from server.evaluation import NO_EVALUATION, EvaluationOptions
@@ -68,6 +69,7 @@ class Engine:
         self.config = config
         self.fingerprint = Fingerprint.of(config)
         self.broadcast = Broadcast(config, initial_state(config))
+        self._average = StateAverage(config, self.broadcast.state)
         self._journal = Journal(out, config)
         try:
             found = self._journal.recover()
@@ -89,7 +91,8 @@ class Engine:
         )
         before = set(found.cohort)
         if found.checkpoint is not None:
-            self.broadcast.restore(found.checkpoint.state, found.checkpoint.broadcast)
+            self.broadcast.restore(found.checkpoint.state, found.checkpoint.arrays)
+            self._average.restore(found.checkpoint.state, found.checkpoint.arrays)
             before |= set(found.checkpoint.members)
         members.await_return(now, before)
         self.rounds = Rounds(self.config, members, found.round)
@@ -216,7 +219,7 @@ class Engine:
             PrismError, OSError: the run cannot go on; what was acknowledged is safe.
         """
         if self.finished:
-            self.recorder.finish(self.broadcast.state)
+            self.recorder.finish(self._average.state)
             return
         attempt, earlier = self._interrupted
         await self._apply(self.rounds.start(time.monotonic(), attempt, earlier))
@@ -294,14 +297,15 @@ class Engine:
             await durable(written)
 
     async def _close_round(self) -> None:
-        """Aggregate, broadcast, checkpoint; then tell the machine."""
+        """Aggregate, broadcast, average, checkpoint; then tell the machine."""
         aggregator, reports = self._current_aggregator(), list(self._reports)
         # The writer thread folds, so it is where everything is known to be folded.
         closed = await self._work.write(aggregator.close)
-        state, metrics = await asyncio.to_thread(self._publish, closed, reports)
-        point = Checkpoint(state, self.live(), metrics.line(), self.broadcast.snapshot())
+        state, average, metrics = await asyncio.to_thread(self._publish, closed, reports)
+        arrays = {**self.broadcast.snapshot(), **self._average.snapshot()}
+        point = Checkpoint(state, self.live(), metrics.line(), arrays)
         await self._work.write(self._journal.checkpoint, point)
-        self.recorder.closed(metrics, state)
+        self.recorder.closed(metrics, average)
         log.info(
             "round %d: %d updates, lambda %s, %.1f s",
             metrics.round,
@@ -311,10 +315,14 @@ class Engine:
         )
         await self._apply(self.rounds.aggregated(time.monotonic()))
 
-    def _publish(self, closed: Closed, reports: list[Reported]) -> tuple[GlobalState, Metrics]:
+    def _publish(
+        self, closed: Closed, reports: list[Reported]
+    ) -> tuple[GlobalState, GlobalState, Metrics]:
         state = self.broadcast.publish(closed)
+        self._average.add(state)
         seconds = time.monotonic() - self._opened_at
-        return state, Metrics.of(state, closed.lam, closed.clients, reports, seconds)
+        metrics = Metrics.of(state, closed.lam, closed.clients, reports, seconds)
+        return state, self._average.state, metrics
 
     def _fold(self, contribution: Any, update: StoredUpdate) -> None:
         self._current_aggregator().fold(contribution)

@@ -70,13 +70,13 @@ class Checkpoint:
         state: what the next round starts from.
         members: names that were live, for the server to await after a restart.
         metrics: the closed round's line of metrics.
-        broadcast: arrays of the downlink's own state.
+        arrays: what the downlink and the average need besides the state.
     """
 
     state: GlobalState
     members: tuple[str, ...]
     metrics: Mapping[str, Any]
-    broadcast: Mapping[str, NDArray[Any]]
+    arrays: Mapping[str, NDArray[Any]]
 
 
 @dataclass
@@ -211,8 +211,7 @@ class Journal:
             "members": point.members,
             "metrics": point.metrics,
         }
-        arrays = {f"broadcast.{name}": array for name, array in point.broadcast.items()}
-        arrays[_STATE] = point.state.values
+        arrays = {**point.arrays, _STATE: point.state.values}
         body = json.dumps(header).encode() + b"\n" + safetensors.numpy.save(arrays)
         write_atomically(self._directory / "checkpoint", hashlib.sha256(body).digest() + body)
         self._start_log(point.state.round)
@@ -260,9 +259,8 @@ class Journal:
             header = json.loads(line)
             arrays = safetensors.numpy.load(tensors)
             state = GlobalState(header["round"], arrays.pop(_STATE))
-            broadcast = {name.removeprefix("broadcast."): a for name, a in arrays.items()}
             members, metrics = tuple(header["members"]), header["metrics"]
-            found = Recovered(Checkpoint(state, members, metrics, broadcast), header["partitions"])
+            found = Recovered(Checkpoint(state, members, metrics, arrays), header["partitions"])
             run = header["run"]
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path} is not a checkpoint that this version reads") from error

@@ -124,7 +124,7 @@ class Recorder:
         self._do(self._write_traffic, traffic)
 
     def closed(self, metrics: Metrics, state: GlobalState) -> None:
-        """Note a closed round, and draw samples if it is time."""
+        """Note a closed round, and draw samples of the state to export if it is time."""
         self._do(self._write_metrics, metrics)
         every = self._config.output.sample_every
         if state.round == self._config.rounds or (every and state.round % every == 0):

@@ -144,7 +144,7 @@ def test_journal_tells_what_happened(tmp_path: Path) -> None:
     assert found.checkpoint.state.digest() == state.digest()
     assert found.checkpoint.members == ("a", "c")
     assert found.checkpoint.metrics == {"round": 0, "lambda": 0.25}
-    assert np.array_equal(found.checkpoint.broadcast["residual"], residual["residual"])
+    assert np.array_equal(found.checkpoint.arrays["residual"], residual["residual"])
     assert found.partitions == {"a": 0, "late": 1, "later": 2}
     assert (found.cohort, found.updates, found.closing) == ((), {}, False)
     assert [p.name for p in (tmp_path / "journal").glob("round-*")] == ["round-000001.log"]

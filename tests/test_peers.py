@@ -16,6 +16,7 @@ from benchmarks import reproduce
 from benchmarks.measure import Measured, Meter, Setting, command
 from benchmarks.peers import fedavg_gan, md_gan
 from benchmarks.peers.networks import (
+    AveragedGenerator,
     batches,
     discriminator,
     generator,
@@ -70,6 +71,23 @@ def test_averages_are_means() -> None:
     stacked = torch.stack([network.weight for network in networks])
     torch.testing.assert_close(mean["weight"], stacked.mean(0))
     assert list(mean) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_a_peer_is_judged_by_the_average_of_its_rounds(share: int) -> None:
+    config = parse_config("", [*TINY, f"output.average={share}"])
+    torch.manual_seed(2)
+    before, first, last = (generator(config) for _ in range(3))
+    averaged = AveragedGenerator(config, before)
+    averaged.add(1, first)
+    averaged.add(2, last)
+    expected = generator(config)
+    pairs = zip(expected.parameters(), first.parameters(), last.parameters(), strict=True)
+    with torch.no_grad():
+        for mean, early, late in pairs:
+            mean.copy_((early + late) / 2 if share else late)
+    difference = averaged.sample(5, CPU).int() - sample(expected, config, 5, CPU).int()
+    assert difference.abs().max() <= 1
 
 
 def test_fedavg_gan_moves_both_networks_both_ways() -> None:

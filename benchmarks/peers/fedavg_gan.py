@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from benchmarks.measure import Measured, Meter, Setting, command, quality_of
 from benchmarks.peers.networks import (
     RATE,
+    AveragedGenerator,
     adam,
     batches,
     client_images,
@@ -28,7 +29,6 @@ from benchmarks.peers.networks import (
     generator_loss,
     noise_vectors,
     parameter_bytes,
-    sample,
 )
 from common.config import RunConfig
 from common.seeding import derive_seed
@@ -74,6 +74,7 @@ def measure(setting: Setting, rate: float = RATE) -> Iterator[Measured]:
     judge = setting.evaluator()
     size = sum(parameter_bytes(network) for network in clients[0].networks)
     maker = clients[0].networks[0]
+    averaged = AveragedGenerator(config, maker)
     meter = Meter(len(clients), sum(p.numel() for p in maker.parameters()))
     for done in range(1, config.rounds + 1):
         started = time.monotonic()
@@ -81,9 +82,10 @@ def measure(setting: Setting, rate: float = RATE) -> Iterator[Measured]:
             client.train(state)
         state = [average([client.networks[i] for client in clients]) for i in range(2)]
         meter.add(size * len(clients), size * len(clients), time.monotonic() - started)
+        maker.load_state_dict(state[0])
+        averaged.add(done, maker)
         if setting.due(done):
-            maker.load_state_dict(state[0])
-            images = sample(maker, config, setting.samples, device)
+            images = averaged.sample(setting.samples, device)
             yield Measured(meter.line(done) | quality_of(judge, images), images)
 
 

@@ -22,6 +22,7 @@ from benchmarks.measure import Measured, Meter, Setting, command, quality_of
 from benchmarks.peers.networks import (
     FLOAT_BYTES,
     RATE,
+    AveragedGenerator,
     adam,
     batches,
     client_images,
@@ -31,7 +32,6 @@ from benchmarks.peers.networks import (
     generator_loss,
     noise_vectors,
     parameter_bytes,
-    sample,
 )
 from common.config import RunConfig
 from common.seeding import derive_seed
@@ -114,6 +114,7 @@ def measure(setting: Setting, rate: float = RATE) -> Iterator[Measured]:
     torch.manual_seed(derive_seed(config.seed, "peer-weights"))
     federation = MdGan(config, client_images(config, setting.source(), device), rate)
     judge = setting.evaluator()
+    averaged = AveragedGenerator(config, federation.generator)
     parameters = sum(p.numel() for p in federation.generator.parameters())
     meter = Meter(config.data.clients, parameters)
     for done in range(1, config.rounds + 1):
@@ -121,8 +122,9 @@ def measure(setting: Setting, rate: float = RATE) -> Iterator[Measured]:
         moved = [federation.iterate() for _ in range(config.train.local_steps)]
         up, down = (sum(bytes_) for bytes_ in zip(*moved, strict=True))
         meter.add(up, down, time.monotonic() - started)
+        averaged.add(done, federation.generator)
         if setting.due(done):
-            images = sample(federation.generator, config, setting.samples, device)
+            images = averaged.sample(setting.samples, device)
             yield Measured(meter.line(done) | quality_of(judge, images), images)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from common.config import RunConfig
 from common.data import ImageSource, load_images, partition, to_pixels, to_unit
 from common.model.architecture import BASE
+from common.state import GlobalState
+from server.average import StateAverage
 
 RATE: Final = 2e-4
 """Adam's learning rate, DCGAN's own."""
@@ -93,6 +97,35 @@ def batches(images: Tensor, size: int, noise: torch.Generator) -> Iterator[Tenso
 def noise_vectors(config: RunConfig, count: int, noise: torch.Generator) -> Tensor:
     """(count, latent, 1, 1) standard normal."""
     return torch.randn(count, config.model.latent, 1, 1, generator=noise, device=noise.device)
+
+
+class AveragedGenerator:
+    """What is judged of a peer: the same average over rounds that the product exports.
+
+    Args:
+        config: the run.
+        network: the generator before the first round.
+    """
+
+    def __init__(self, config: RunConfig, network: nn.Module) -> None:
+        self._config = config
+        self._network = copy.deepcopy(network)
+        self._average = StateAverage(config, _weights(network, 0))
+
+    def add(self, round_: int, network: nn.Module) -> None:
+        """Take in the generator that a round made; rounds count from 1."""
+        self._average.add(_weights(network, round_))
+
+    def sample(self, count: int, device: torch.device) -> Tensor:
+        """(count, C, S, S) uint8 images of the average on the CPU."""
+        weights = torch.from_numpy(self._average.state.weights.copy()).to(device)
+        vector_to_parameters(weights, self._network.parameters())
+        return sample(self._network, self._config, count, device)
+
+
+def _weights(network: nn.Module, round_: int) -> GlobalState:
+    vector = parameters_to_vector(network.parameters())
+    return GlobalState(round_, vector.detach().cpu().numpy().copy())
 
 
 @torch.no_grad()

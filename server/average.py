@@ -1,0 +1,73 @@
+"""The running average of the states, from which models are exported.
+
+Feature matching circles its target: the moving averages of a client's loss go on pushing until
+the difference that they follow has changed its sign, so each state is off by some other bit. The
+mean over the last rounds is closer to what they circle than any of them. It is the server's
+alone: nobody trains on it, and it costs no byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config import RunConfig
+from common.state import PROB_ONE, GlobalState, logit, sigma
+
+_ARRAY: Final = "average"
+
+
+class StateAverage:
+    """A mean over rounds with weights that grow as a power of the round.
+
+    After t rounds a state's weight has fallen to (1 - 1/t)^(1 / share) of what it was a round
+    before, so the mean reaches back over about the last `share` of the rounds, however many there
+    are (the power-function average of Karras et al., arXiv 2312.02696, section 3.1). Masks are
+    averaged as theta, weights as they are; in float32, elementwise, so the same on every machine.
+
+    Args:
+        config: the run; `output.average` is the share.
+        state: what training starts from.
+    """
+
+    def __init__(self, config: RunConfig, state: GlobalState) -> None:
+        self._share = config.output.average
+        self._last = state
+        self._mean: NDArray[np.float32] = _averaged(state)
+
+    def add(self, state: GlobalState) -> None:
+        """Take in what a round made; rounds count from 1."""
+        self._last = state
+        if self._share:
+            kept = np.float32((1 - 1 / state.round) ** (1 / self._share))
+            self._mean += (1 - kept) * (_averaged(state) - self._mean)
+
+    @property
+    def state(self) -> GlobalState:
+        """What to export: the mean, or the last state itself where `output.average` is 0."""
+        if not self._share:
+            return self._last
+        if self._last.values.dtype == np.float32:
+            return GlobalState(self._last.round, self._mean.copy())
+        theta = np.rint(self._mean * PROB_ONE).clip(1, PROB_ONE - 1).astype(np.uint16)
+        return GlobalState(self._last.round, logit(theta))
+
+    def snapshot(self) -> Mapping[str, NDArray[Any]]:
+        """What `restore` needs besides the state, for the checkpoint."""
+        return {_ARRAY: self._mean} if self._share else {}
+
+    def restore(self, state: GlobalState, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from a checkpoint."""
+        self._last = state
+        if self._share:
+            self._mean = arrays[_ARRAY].copy()
+
+
+def _averaged(state: GlobalState) -> NDArray[np.float32]:
+    """(d,) what of a state is averaged."""
+    if state.values.dtype == np.float32:
+        return state.weights.copy()
+    return sigma(state.scores).astype(np.float32) / np.float32(PROB_ONE)

@@ -69,6 +69,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "prism-raw": Method(("codec.up=raw", "codec.down=keyframe")),
     "prism-published": Method(_PUBLISHED),
     "prism-dagger": Method((*_PUBLISHED, "mada.enabled=false")),
+    "prism-alpha-published": Method((*_PUBLISHED, "alpha=0.7")),
     "fedavg": Method(("method=fedavg",)),
     "fedavg-gan": Method((), benchmarks.peers.fedavg_gan.measure),
     "md-gan": Method((), benchmarks.peers.md_gan.measure),
@@ -201,6 +202,7 @@ def is_whole(path: Path) -> bool:
 def _header(cell: Cell, setting: Setting) -> dict[str, Any]:
     command = ["python", "-m", "benchmarks.reproduce", "--size", cell.size, "--only"]
     command += [f"{cell.data}/{cell.partition}/{cell.method}", "--features", setting.features]
+    command += ["--every", str(setting.every), "--samples", str(setting.samples)]
     command += [f"--set={change}" for change in cell.changes]
     if cell.data != "digits":
         command += ["--data-dir", "data"]

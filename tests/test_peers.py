@@ -25,7 +25,7 @@ from benchmarks.peers.networks import (
     parameter_bytes,
     sample,
 )
-from benchmarks.report import write_report
+from benchmarks.report import Measurement, table, write_report
 from common.config import RunConfig, load_config, parse_config
 from common.errors import PrismError
 
@@ -247,6 +247,26 @@ def test_cells_are_measured_once_and_reported(tmp_path: Path) -> None:
     for cell in tiny_cells("fedavg"):
         reproduce.run_cell(cell, SETTING, out)
     assert reproduce.is_whole(paths[1])
+
+
+def test_a_table_gives_the_last_distance_and_the_mean_of_the_last_third() -> None:
+    facts = {"clients": 2, "total_rounds": 60}
+    shared = dict.fromkeys(("precision", "recall", "density", "coverage"), 0.5)
+    shared |= {"up_bytes": 120_000, "down_bytes": 240_000, "seconds": 120.0}
+    measurements = [
+        Measurement(
+            facts,
+            tuple(
+                {"rounds": at, "FD (small)": value, **shared}
+                for at, value in zip((20, 39, 40, 50, 60), distances, strict=True)
+            ),
+        )
+        for distances in ((900, 900, 30, 60, 90), (900, 900, 40, 70, 10))
+    ]
+    row = table({"prism": measurements}).splitlines()[2]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:4] == ["prism", "2", "50 ± 57", "50 ± 14"]
+    assert cells[-3:] == ["1 kB", "2 kB", "2"]
 
 
 def test_the_command_line_of_the_grid(tmp_path: Path) -> None:

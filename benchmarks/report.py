@@ -110,7 +110,8 @@ def table(methods: Group) -> str:
 
 def _last_third(measurement: Measurement, name: str) -> float:
     rounds = measurement.facts["total_rounds"]
-    return mean(line[name] for line in measurement.lines if 3 * line["rounds"] >= 2 * rounds)
+    late = [line[name] for line in measurement.lines if 3 * line["rounds"] >= 2 * rounds]
+    return float(mean(late))
 
 
 def provenance(methods: Group) -> str:

@@ -36,6 +36,7 @@ Measure = Callable[[Setting], Iterator[Measured]]
 
 _PUBLISHED: Final = (
     "train.straight_through=scaled",
+    "train.annealing=0",
     "train.learning_rate=0.1",
     "train.learning_rate_final=0.1",
     "sharpening=1",

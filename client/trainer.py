@@ -165,12 +165,15 @@ class PrismTrainer(Trainer):
         super().__init__(config, encoder, real, device)
         frozen = frozen_weights(self._architecture, config.seed)
         self._frozen = torch.from_numpy(frozen).to(device)
+        self._spread = 1.0
 
     def _start(self, state: GlobalState) -> NDArray[np.float32]:
+        self._spread = draw_spread(self._config.train, state.round, self._config.rounds)
         return state.scores.astype(np.float32) / np.float32(SCORE_UNIT)
 
     def _effective_weights(self, noise: torch.Generator) -> Tensor:
         uniform = self._random(torch.rand, noise, self._architecture.dimension)
+        uniform = uniform.sub_(0.5).mul_(self._spread).add_(0.5)
         scaled = self._config.train.straight_through == "scaled"
         return self._frozen * sample_mask(self._trained, uniform, scaled=scaled)
 
@@ -180,8 +183,21 @@ class PrismTrainer(Trainer):
         return scores
 
 
+def draw_spread(train: TrainConfig, round_: int, rounds: int) -> float:
+    """How far from 1/2 the draws of a round's training masks may lie, in halves.
+
+    At 1 a mask is sampled from theta; at 0 it is [theta > 1/2], the mask that is exported. In
+    between it is sampled from theta stretched around 1/2, so that by the last round what
+    training matches is what one mask gives and not the mean over many.
+    """
+    return max(0.0, 1 - train.annealing * _progress(round_, rounds))
+
+
 def learning_rate(train: TrainConfig, round_: int, rounds: int) -> float:
     """The learning rate in a round: a half cosine from the first round's to the last's."""
-    progress = round_ / max(rounds - 1, 1)
-    share = (1 + math.cos(math.pi * progress)) / 2
+    share = (1 + math.cos(math.pi * _progress(round_, rounds))) / 2
     return train.learning_rate_final + (train.learning_rate - train.learning_rate_final) * share
+
+
+def _progress(round_: int, rounds: int) -> float:
+    return round_ / max(rounds - 1, 1)

@@ -35,6 +35,8 @@ METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Defaults that a method changes: keys, and keys of sections."""
+SAMPLED_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"train": {"annealing": 0.0}}
+"""Likewise where the exported mask is sampled: training then matches what sampled masks give."""
 
 
 class _Section(BaseModel):
@@ -87,6 +89,9 @@ class TrainConfig(_Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the generator's and encoder's arithmetic; bfloat16 is faster where hardware has it."""
     straight_through: Literal["scaled", "unscaled"] = "unscaled"
+    annealing: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """How fast the masks of training turn from sampled to thresholded: 1 for in the last round,
+    2 for halfway; 0 for never, as published."""
 
 
 class MadaConfig(_Section):
@@ -194,9 +199,10 @@ class RunConfig(_Section):
             raw = {**raw, "model": {**model, "channels": 1 if grey else 3}}
         if isinstance(data, dict) and isinstance(rounds, dict) and not rounds.get("min_clients"):
             raw = {**raw, "round": {**rounds, "min_clients": data.get("clients", 3)}}
-        for key, default in METHOD_DEFAULTS.get(str(raw.get("method")), {}).items():
-            given = raw.get(key, {} if isinstance(default, dict) else default)
-            raw = {**raw, key: {**default, **given} if isinstance(given, dict) else given}
+        raw = _with_defaults(raw, METHOD_DEFAULTS.get(str(raw.get("method")), {}))
+        output = raw.get("output", {})
+        if isinstance(output, dict) and output.get("mask") == "sample":
+            raw = _with_defaults(raw, SAMPLED_DEFAULTS)
         return raw
 
     @model_validator(mode="after")
@@ -239,6 +245,14 @@ class RunConfig(_Section):
     def to_toml(self) -> str:
         """The resolved config; reading it back gives an equal one."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def _with_defaults(raw: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what is not given, one level deep."""
+    for key, default in defaults.items():
+        given = raw.get(key, {} if isinstance(default, dict) else default)
+        raw = {**raw, key: {**default, **given} if isinstance(given, dict) else given}
+    return raw
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:

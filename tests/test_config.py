@@ -101,6 +101,24 @@ def test_overrides() -> None:
             parse_config("seed = 1", [wrong])
 
 
+@pytest.mark.parametrize(
+    ("given", "annealing"),
+    [
+        ((), 1.0),
+        (("output.mask=sample",), 0.0),
+        (("output.mask=sample", "train.annealing=2"), 2.0),
+        (("method=fedpm",), 0.0),
+        (("method=fedpm", "output.mask=threshold"), 1.0),
+    ],
+)
+def test_training_anneals_towards_the_mask_that_is_exported(
+    given: tuple[str, ...], annealing: float
+) -> None:
+    config = parse_config("", given)
+    assert config.train.annealing == annealing
+    assert parse_config(config.to_toml()).run_id() == config.run_id()
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         load_config(tmp_path / "none.toml")

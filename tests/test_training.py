@@ -10,7 +10,7 @@ import torch
 from client.loss import Moments, MovingAverages, feature_moments, real_moments
 from client.messages import Report
 from client.store import ClientStore, MadeUpdate
-from client.trainer import PrismTrainer, learning_rate
+from client.trainer import PrismTrainer, draw_spread, learning_rate
 from client.update import encode_update, update_bits
 from common.codecs import mask_codec
 from common.config import CodecConfig, RunConfig, TrainConfig, parse_config
@@ -18,7 +18,9 @@ from common.data import load_images, open_source, to_unit
 from common.encoders import load_encoder
 from common.errors import StorageError
 from common.layout import mask_context, update_layout
-from common.state import SCORE_UNIT, sigma
+from common.model.architecture import Architecture
+from common.model.frozen import frozen_weights
+from common.state import SCORE_UNIT, GlobalState, sigma
 from common.steps import initial_state
 from common.theory import MaskBits
 
@@ -152,6 +154,38 @@ def test_learning_rate_schedule() -> None:
     )
     assert [learning_rate(constant, t, 3) for t in range(3)] == [0.1] * 3
     assert [learning_rate(cosine, t, 3) for t in range(3)] == pytest.approx([0.1, 0.06, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("annealing", "spreads"),
+    [(0.0, [1, 1, 1, 1, 1]), (1.0, [1, 0.75, 0.5, 0.25, 0]), (2.0, [1, 0.5, 0, 0, 0])],
+)
+def test_annealing_schedule(annealing: float, spreads: list[float]) -> None:
+    train = TrainConfig(annealing=annealing)
+    assert [draw_spread(train, t, 5) for t in range(5)] == pytest.approx(spreads)
+    assert draw_spread(train, 0, 1) == 1
+
+
+@pytest.mark.parametrize(("round_", "spread"), [(0, 1.0), (1, 0.5), (2, 0.0)])
+def test_training_masks_close_in_on_the_threshold(round_: int, spread: float) -> None:
+    """Sampled from theta stretched around 1/2, and thresholded in the last round."""
+    trainer = digits_trainer()
+    scores = initial_state(TINY).scores
+    trainer.train(GlobalState(round_, scores), "a")
+    with torch.no_grad():
+        trainer._trained.copy_(torch.from_numpy(scores.astype(np.float32) / SCORE_UNIT))
+    noise = torch.Generator().manual_seed(0)
+    masks = np.stack([trainer._effective_weights(noise).detach() != 0 for _ in range(400)])
+    theta = sigma(scores) / 65536
+    if spread == 0:
+        assert (masks == (theta > 0.5)).all()
+        frozen = frozen_weights(Architecture.of(TINY.model), TINY.seed)
+        last = trainer._effective_weights(noise).detach().numpy()
+        assert np.array_equal(last, frozen * (scores > 0))
+    else:
+        expected = np.clip((theta - 0.5) / spread + 0.5, 0, 1)
+        # Over 1,622 parameters, no mean of 400 draws lies further off than five deviations.
+        assert np.abs(masks.mean(0) - expected).max() < 5 * 0.5 / 20
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import typer
-from torch import nn
 
 from benchmarks.measure import Measured, Meter, Setting, command, quality_of
 from client.loss import Moments, real_moments
@@ -25,7 +24,7 @@ from client.privacy import calibrate_moments, features_of, noisy_values, release
 from client.update import encode_update, update_bits
 from common.config import RunConfig
 from common.data import ImageSource, load_images, partition
-from common.encoders import load_encoder
+from common.encoders import FeatureEncoder, load_encoder
 from common.model.architecture import Architecture
 from common.model.export import build_model
 from common.replay import hamming
@@ -66,7 +65,7 @@ class SimulatedRound:
 
 
 def simulate(
-    config: RunConfig, encoder: nn.Module, moments: Sequence[Moments], device: torch.device
+    config: RunConfig, encoder: FeatureEncoder, moments: Sequence[Moments], device: torch.device
 ) -> Iterator[SimulatedRound]:
     """Run all rounds with one trainer per client, one after another.
 
@@ -120,7 +119,7 @@ def simulate(
 
 
 def client_moments(
-    config: RunConfig, source: ImageSource, encoder: nn.Module, device: torch.device
+    config: RunConfig, source: ImageSource, encoder: FeatureEncoder, device: torch.device
 ) -> list[Moments]:
     """What each client trains on: its part's moments, or a fresh private release of them."""
     whole: int | np.ndarray = len(source) if source.labels is None else source.labels

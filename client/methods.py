@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Final
 
 import torch
-from torch import nn
 
 from client.fedavg import FedAvgTrainer
 from client.loss import Moments
 from client.trainer import PrismTrainer, Trainer
 from common.config import RunConfig
+from common.encoders import FeatureEncoder
 
 TRAINERS: Final[Mapping[str, type[Trainer]]] = {
     "prism": PrismTrainer,
@@ -21,7 +21,7 @@ TRAINERS: Final[Mapping[str, type[Trainer]]] = {
 
 
 def make_trainer(
-    config: RunConfig, encoder: nn.Module, real: Moments, device: torch.device
+    config: RunConfig, encoder: FeatureEncoder, real: Moments, device: torch.device
 ) -> Trainer:
     """The trainer of the config's method; arguments as in `Trainer`."""
     return TRAINERS[config.method](config, encoder, real, device)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from client.guard import Guard
 from client.loss import Moments
 from common.config import RunConfig
 from common.data import load_images, open_source, partition
-from common.encoders import load_encoder
+from common.encoders import FeatureEncoder, load_encoder
 from common.errors import ConfigError, DataError
 
 log = logging.getLogger("prism.client")
@@ -90,7 +90,7 @@ class PrivateData:
 
     def measure(
         self, config: RunConfig, assigned: tuple[int, int], guard: Guard
-    ) -> tuple[nn.Module, Moments]:
+    ) -> tuple[FeatureEncoder, Moments]:
         """Load this client's images and take what training may know of them.
 
         Args:

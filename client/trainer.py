@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from client.loss import Moments, MovingAverages
 from common.config import RunConfig, TrainConfig
+from common.encoders import FeatureEncoder
 from common.errors import PrivacyError
 from common.model.architecture import Architecture
 from common.model.frozen import frozen_weights
@@ -65,15 +66,15 @@ class Trainer(ABC):
     """
 
     def __init__(
-        self, config: RunConfig, encoder: nn.Module, real: Moments, device: torch.device
+        self, config: RunConfig, encoder: FeatureEncoder, real: Moments, device: torch.device
     ) -> None:
         if (config.privacy.mechanism == "moments") != real.normalised:
             raise PrivacyError("training would match other moments than privacy.mechanism releases")
         self._config = config
-        self._encoder = encoder
+        self._half = config.train.precision == "bfloat16"
+        self._encoder = encoder.rounded() if self._half else encoder
         self._real = real
         self._device = device
-        self._half = config.train.precision == "bfloat16"
         self._architecture = Architecture.of(config.model)
         self._trained = torch.zeros(self._architecture.dimension, device=device, requires_grad=True)
         self._optimiser = torch.optim.Adam(
@@ -125,9 +126,8 @@ class Trainer(ABC):
         z = self._random(torch.randn, noise, batch_size, latent)
         weights = self._effective_weights(noise)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            features = self._encoder(generate(self._architecture, z, weights))
-        # Differences of moments cancel, so the moments are always taken in full precision.
-        generated = self._real.of([layer.float() for layer in features])
+            images = generate(self._architecture, z, weights)
+        generated = self._real.of(self._encoder(images.float()))
         loss = self._averages.step(self._real, generated)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -160,7 +160,7 @@ class PrismTrainer(Trainer):
     """Trains the scores of masks over frozen weights, with a straight-through estimator."""
 
     def __init__(
-        self, config: RunConfig, encoder: nn.Module, real: Moments, device: torch.device
+        self, config: RunConfig, encoder: FeatureEncoder, real: Moments, device: torch.device
     ) -> None:
         super().__init__(config, encoder, real, device)
         frozen = frozen_weights(self._architecture, config.seed)

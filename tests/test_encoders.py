@@ -10,6 +10,7 @@ from torch import nn
 from common.compat import torchvision
 from common.encoders import load_encoder, load_vgg19_bn
 from common.encoders.base import fold
+from common.encoders.rounding import round_kernels
 from common.encoders.small import BUNDLED
 from common.errors import ConfigError, ModelFileError
 
@@ -185,3 +186,27 @@ def test_cuda_agrees() -> None:
     expected = encoder(images(1))
     for a, b in zip(encoder.to("cuda")(images(1).to("cuda")), expected, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-2, atol=1e-2)
+
+
+def test_rounded_kernels_keep_their_sums() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(16, 32, 3, 3)
+    rounded, nearest = round_kernels(weight).float(), weight.bfloat16().float()
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    # The carried error of one tap, then half a unit in the last place of its own.
+    largest = weight.abs().amax(dim=(2, 3), keepdim=True)
+    assert ((rounded - weight).abs() <= largest * 2**-7).all()
+    plain, ours = (((w - weight).sum(dim=(2, 3))).abs().mean() for w in (nearest, rounded))
+    assert ours < plain / 8
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_rounded_encoder_is_the_same_to_rounding(channels: int) -> None:
+    encoder = load_encoder("small", pool=4)
+    x = images(channels, n=8)
+    for plain, rounded in zip(encoder(x), encoder.rounded()(x), strict=True):
+        assert rounded.dtype == torch.bfloat16
+        assert rounded.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(rounded.float(), plain, atol=0.02 * plain.max().item(), rtol=0)
+        assert rounded.float().mean().item() == pytest.approx(plain.mean().item(), rel=1e-3)
+    assert all(c.weight.dtype == torch.float32 for c in encoder.convolutions)

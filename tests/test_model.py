@@ -195,3 +195,23 @@ def test_grids(tmp_path: Path) -> None:
     assert image_grid(images, columns=2).shape == (3, 20, 14)
     save_grid(images, tmp_path / "grid.png")
     assert (tmp_path / "grid.png").stat().st_size > 0
+
+
+def test_half_precision_does_not_scale_a_layer() -> None:
+    """Signed constants in bfloat16: only the result is rounded, not the constant."""
+    layer = LayerSpec("one", "conv", (1, 1, 1, 1), 576, offset=0)
+    x = torch.ones(1, 1, 2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = apply_layer(layer, x, torch.full(layer.shape, layer.magnitude))
+    assert torch.equal(out.float(), (x * layer.magnitude).bfloat16().float())
+    with torch.autocast("cpu", torch.bfloat16):
+        many = apply_layer(layer, 24 * x, torch.full(layer.shape, layer.magnitude))
+    assert torch.equal(many.float(), (24 * x * layer.magnitude).bfloat16().float())
+
+
+def test_half_precision_normalises_by_statistics_in_full() -> None:
+    torch.manual_seed(0)
+    x = (3 + torch.randn(32, 8, 8, 8)).bfloat16().contiguous(memory_format=torch.channels_last)
+    # Statistics in bfloat16 are off by twice as much.
+    spread = batch_statistics(x, 0).float().std(dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(spread, torch.ones(8), atol=1.5e-3, rtol=0)

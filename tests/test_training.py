@@ -63,6 +63,22 @@ def test_batch_moments_and_their_gradients_against_autograd() -> None:
     torch.testing.assert_close(fast.grad, plain.grad)
 
 
+def test_batch_moments_keep_the_order_of_features_and_full_precision() -> None:
+    """Channels last and in chunks or not, of bfloat16 features as of the same in float32."""
+    torch.manual_seed(0)
+    half = torch.randn(8, 3, 96, 96).relu().bfloat16()
+    plain = half.float().requires_grad_()
+    last = half.contiguous(memory_format=torch.channels_last).requires_grad_()
+    expected, got = feature_moments([plain]), feature_moments([last])
+    assert got.mean.dtype == got.variance.dtype == torch.float32
+    torch.testing.assert_close((got.mean, got.variance), (expected.mean, expected.variance))
+    weights = torch.randn_like(got.mean)
+    for moments in (got, expected):
+        (weights @ moments.mean + weights @ moments.variance).backward()
+    assert last.grad is not None
+    torch.testing.assert_close(last.grad.float(), plain.grad, atol=0.01, rtol=0.01)
+
+
 def test_moving_averages_by_hand() -> None:
     """Two Adam steps written out: lr 1e-2, beta1 0.5, beta2 0.999, eps 1e-8."""
     averages = MovingAverages(1, 1e-2, CPU)

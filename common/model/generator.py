@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.model.architecture import Architecture
-from common.model.masked import apply_layer, layer_weights
+from common.model.masked import Operation, apply_layer, layer_weights
 from common.model.upsample import doubled_convolution
 
 
@@ -24,7 +24,9 @@ class Normaliser(Protocol):
 
 def batch_statistics(x: Tensor, index: int) -> Tensor:  # noqa: ARG001 - a Normaliser
     """Normalise by the batch's own statistics, always, in training."""
-    return F.batch_norm(x, None, None, training=True)
+    # With a weight in float32, half precision normalises by statistics in float32.
+    unit = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    return F.batch_norm(x, None, None, unit, torch.zeros_like(unit), training=True)
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ def generate(
     layers = {layer.name: layer for layer in architecture.layers}
     parts = layer_weights(architecture.layers, weights)
 
-    def run(name: str, x: Tensor) -> Tensor:
-        return apply_layer(layers[name], x, parts[name])
+    def run(name: str, x: Tensor, operation: Operation | None = None) -> Tensor:
+        return apply_layer(layers[name], x, parts[name], operation)
 
     # The convolutions that follow are fastest on this layout.
     x = run("project", z[:, :, None, None]).contiguous(memory_format=torch.channels_last)
@@ -70,7 +72,7 @@ def generate(
         # A 1x1 convolution and nearest upsampling commute; small first is four times cheaper.
         bypass = _double(run(f"block{block}.bypass", x))
         x = F.relu(normalise(x, 2 * block))
-        x = doubled_convolution(x, parts[f"block{block}.conv1"])
+        x = run(f"block{block}.conv1", x, doubled_convolution)
         x = F.relu(normalise(x, 2 * block + 1))
         x = bypass + run(f"block{block}.conv2", x)
     x = F.relu(normalise(x, 2 * architecture.blocks))

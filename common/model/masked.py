@@ -44,7 +44,9 @@ def sample_mask(scores: Tensor, uniform: Tensor, *, scaled: bool) -> Tensor:
     return mask
 
 
-_OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+Operation = Callable[[Tensor, Tensor], Tensor]
+
+_OPERATIONS: dict[str, Operation] = {
     "conv": lambda x, weight: F.conv2d(x, weight, padding=weight.shape[-1] // 2),
     "transposed": F.conv_transpose2d,
     "linear": F.linear,
@@ -64,12 +66,20 @@ def layer_weights(layers: Sequence[LayerSpec], weights: Tensor) -> dict[str, Ten
     return {layer.name: part.view(layer.shape) for layer, part in zip(layers, parts, strict=True)}
 
 
-def apply_layer(layer: LayerSpec, x: Tensor, weight: Tensor) -> Tensor:
+def apply_layer(
+    layer: LayerSpec, x: Tensor, weight: Tensor, operation: Operation | None = None
+) -> Tensor:
     """Run one layer on its effective weight.
 
     Args:
         layer: whose kind says which operation it is.
         x: (B, C, H, W), or (B, C) for a linear layer.
         weight: W * M, of the layer's shape.
+        operation: another form of the kind's operation.
     """
-    return _OPERATIONS[layer.kind](x, weight)
+    operation = operation or _OPERATIONS[layer.kind]
+    if not torch.is_autocast_enabled(x.device.type):
+        return operation(x, weight)
+    # Frozen weights are 1 or -1 of their magnitude, which half precision holds exactly; rounding
+    # the magnitude itself would scale the whole layer.
+    return operation(x, weight / layer.magnitude).mul_(layer.magnitude)

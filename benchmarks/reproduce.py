@@ -204,6 +204,7 @@ def _header(cell: Cell, setting: Setting) -> dict[str, Any]:
     command = ["python", "-m", "benchmarks.reproduce", "--size", cell.size, "--only"]
     command += [f"{cell.data}/{cell.partition}/{cell.method}", "--features", setting.features]
     command += ["--every", str(setting.every), "--samples", str(setting.samples)]
+    command += ["--threads", str(torch.get_num_threads())]
     command += [f"--set={change}" for change in cell.changes]
     if cell.data != "digits":
         command += ["--data-dir", "data"]

@@ -1,12 +1,13 @@
 """One local step of ours against the published recipe's, on the same work, in one run.
 
-The loss of the first steps is compared on equal masks and noise; then both are timed in turn,
+The loss of the first step is compared on equal masks and noise; then both are timed in turn,
 the fastest of some repeats each. On one thread that is in CPU seconds, so that what else the
 machine does counts for neither; on several in seconds of the clock. VGG-19's weights are random,
-which costs the same.
+which costs the same. With --steps above 1 the losses of later steps also tell how Adam, whose
+first steps are the signs of gradients, spreads the rounding of the first.
 
-    python -m benchmarks.step_speed --json
-    python -m benchmarks.step_speed --batch 64 --threads 2
+    python -m benchmarks.step_speed --precision bfloat16
+    python -m benchmarks.step_speed --batch 8 --threads 2 --json
 """
 
 from __future__ import annotations
@@ -134,10 +135,10 @@ def _fastest(jobs: list[Callable[[], Any]], repeats: int) -> list[float]:
 
 
 def main(
-    batch: Annotated[int, typer.Option(min=2, help="Generated images a step.")] = 8,
+    batch: Annotated[int, typer.Option(min=2, help="Generated images a step.")] = 64,
     width: Annotated[int, typer.Option(min=1, help="Width of the generator.")] = 64,
     encoder: Annotated[str, typer.Option(help="vgg19_bn or small.")] = "vgg19_bn",
-    steps: Annotated[int, typer.Option(min=1, help="Steps that are compared and timed.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are compared and timed.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="How often to time them.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     precision: Annotated[str, typer.Option(help="Of ours: float32 or bfloat16.")] = "float32",

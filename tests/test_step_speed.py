@@ -46,9 +46,9 @@ def test_convolving_a_doubled_map(
 def test_losses_are_the_published_ones() -> None:
     compared = compare(step_config(4, 8, steps=2, image_size=16), load_small(), repeats=1)
     assert len(compared.ours) == len(compared.published) == 2
-    assert compared.published[0] == pytest.approx(compared.ours[0], rel=1e-5)
+    assert compared.loss_error < 1e-5
     # Adam's first step divides a gradient by itself, so a rounded one may change its sign.
-    assert compared.loss_error < 1e-3
+    assert compared.published[1] == pytest.approx(compared.ours[1], rel=1e-3)
     assert compared.ratio > 0
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from common.errors import ConfigError
 from common.files import write_atomically
 
 Line = dict[str, Any]
@@ -36,13 +37,23 @@ class Measurement:
         """Such as "FD (lenet)"."""
         return next(key for key in self.lines[0] if key.startswith(("FD ", "FID ")))
 
+    @property
+    def work(self) -> tuple[str, str]:
+        """What was run and how it was judged, but for the seed."""
+        config: str = self.facts["config"].replace(f"seed = {self.facts['seed']}\n", "", 1)
+        return config, self.facts["command"]
+
 
 Group = dict[str, list[Measurement]]
 """Measurements of one table by method, each with seeds ascending."""
 
 
 def write_report(paths: Iterable[Path], docs: Path, is_whole: Callable[[Path], bool]) -> list[Path]:
-    """Write one page per size, and one figure per table; returns what was written."""
+    """Write one page per size, and one figure per table; returns what was written.
+
+    Raises:
+        ConfigError: files of one row differ in more than the seed, or do not differ in it.
+    """
     groups = _read(path for path in paths if is_whole(path))
     pages: dict[str, list[str]] = defaultdict(list)
     written = []
@@ -77,11 +88,22 @@ def _read(paths: Iterable[Path]) -> dict[tuple[str, str, int, str], Group]:
         facts, *lines = (json.loads(line) for line in path.read_text("utf-8").splitlines())
         changes = ", ".join(facts["changes"])
         key = (facts["group"], changes, facts["total_rounds"], facts["features"])
-        groups[key][facts["method"]].append(Measurement(facts, tuple(lines)))
+        measurement, row = Measurement(facts, tuple(lines)), groups[key][facts["method"]]
+        _check_fits(path, measurement, row)
+        row.append(measurement)
     for methods in groups.values():
         for measurements in methods.values():
             measurements.sort(key=lambda m: m.facts["seed"])
     return groups
+
+
+def _check_fits(path: Path, measurement: Measurement, row: Iterable[Measurement]) -> None:
+    """Files of one row are measurements of one thing with seeds of their own."""
+    for other in row:
+        if measurement.facts["seed"] == other.facts["seed"]:
+            raise ConfigError(f"{path} has the row and the seed of another file: move one away")
+        if measurement.work != other.work:
+            raise ConfigError(f"{path} was run or judged in another way than its row: move it away")
 
 
 def table(methods: Group) -> str:

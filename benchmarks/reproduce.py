@@ -139,10 +139,11 @@ class Cell:
         changes = (*SIZES[self.size], *data, *METHODS[self.method].changes, *self.changes)
         return parse_config("", changes, source=self.name)
 
-    def path(self, out: Path, features: str) -> Path:
-        """Its file; another config or other features have another name."""
+    def path(self, out: Path, setting: Setting) -> Path:
+        """Its file; another config or another way to judge it has another name."""
+        judged = f"{setting.features}-{setting.every}-{setting.samples}"
         digest = self.config().run_id().hex()[:8]
-        return out / f"{self.name.replace('/', '-')}-{features}-{digest}.jsonl"
+        return out / f"{self.name.replace('/', '-')}-{judged}-{digest}.jsonl"
 
 
 def grid(
@@ -177,7 +178,7 @@ def run_cell(cell: Cell, setting: Setting, out: Path) -> Path:
         PrismError: the cell cannot be run as asked.
     """
     setting = replace(setting, config=cell.config())
-    path = cell.path(out, setting.features)
+    path = cell.path(out, setting)
     if path.exists() and is_whole(path):
         return path
     out.mkdir(parents=True, exist_ok=True)
@@ -204,7 +205,8 @@ def _header(cell: Cell, setting: Setting) -> dict[str, Any]:
     command = ["python", "-m", "benchmarks.reproduce", "--size", cell.size, "--only"]
     command += [f"{cell.data}/{cell.partition}/{cell.method}", "--features", setting.features]
     command += ["--every", str(setting.every), "--samples", str(setting.samples)]
-    command += ["--threads", str(torch.get_num_threads())]
+    on_cpu = setting.device.type == "cpu"
+    command += ["--threads", str(torch.get_num_threads())] if on_cpu else ["--device", "cuda"]
     command += [f"--set={change}" for change in cell.changes]
     if cell.data != "digits":
         command += ["--data-dir", "data"]

@@ -186,9 +186,9 @@ class PrismTrainer(Trainer):
 def draw_spread(train: TrainConfig, round_: int, rounds: int) -> float:
     """How far from 1/2 the draws of a round's training masks may lie, in halves.
 
-    At 1 a mask is sampled from theta; at 0 it is [theta > 1/2], the mask that is exported. In
-    between it is sampled from theta stretched around 1/2, so that by the last round what
-    training matches is what one mask gives and not the mean over many.
+    At 1 a mask is sampled from theta; at 0 it is [theta > 1/2], as an exported mask is. In
+    between it is sampled from theta stretched around 1/2, so that by the last of several rounds
+    what training matches is what one mask gives and not the mean over many.
     """
     return max(0.0, 1 - train.annealing * _progress(round_, rounds))
 

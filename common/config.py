@@ -87,11 +87,12 @@ class TrainConfig(_Section):
     moving_average_rate: Annotated[float, Field(gt=0)] = 1e-5
     """Adam's on the moving averages of the feature differences."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the generator's and encoder's arithmetic; bfloat16 is faster where hardware has it."""
+    """Of all convolutions but the encoder's first; bfloat16 is faster where hardware has it."""
     straight_through: Literal["scaled", "unscaled"] = "unscaled"
     annealing: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """How fast the masks of training turn from sampled to thresholded: 1 for in the last round,
-    2 for halfway; 0 for never, as published."""
+    """How fast the masks of training turn from sampled to thresholded: 1 for in the last of the
+    rounds, 2 for halfway; 0 for never, as published and by default where `output.mask` is
+    sampled."""
 
 
 class MadaConfig(_Section):

@@ -43,7 +43,8 @@ class StateAverage:
         self._last = state
         if self._share:
             kept = np.float32((1 - 1 / state.round) ** (1 / self._share))
-            self._mean += (1 - kept) * (_averaged(state) - self._mean)
+            self._mean *= kept
+            self._mean += (1 - kept) * _averaged(state)
 
     @property
     def state(self) -> GlobalState:

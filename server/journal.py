@@ -265,7 +265,10 @@ class Journal:
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path} is not a checkpoint that this version reads") from error
         if run != self._run:
-            raise StorageError(f"{path} belongs to another run")
+            raise StorageError(
+                f"{path} belongs to another run, or to a version with other defaults: finish it "
+                "with that version, or choose another --out"
+            )
         return found
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config import RunConfig, parse_config
@@ -26,6 +26,7 @@ def weighted(round_: int, seed: int) -> GlobalState:
     return GlobalState(round_, values.astype(np.float32))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.sampled_from([0.05, 0.1, 0.5, 1.0]), st.integers(0, 2**32))
 def test_it_is_the_mean_with_power_weights(rounds: int, share: float, seed: int) -> None:
     average = StateAverage(config_of(share), masked(0, seed))

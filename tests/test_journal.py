@@ -213,7 +213,8 @@ def test_restarted_at_every_moment_the_result_is_the_same(
 ) -> None:
     """The directory as it stood after every single entry, resumed."""
     # alpha and a share of the clients, so that scores, ranks and sampling all take part.
-    config = tiny_config(rounds=2, alpha=0.3, round={"participation": 0.6})
+    output = {"sample_every": 0, "average": 1.0}
+    config = tiny_config(rounds=2, alpha=0.3, round={"participation": 0.6}, output=output)
     moments: list[Path] = []
 
     def keep(self: Journal) -> None:
@@ -233,8 +234,10 @@ def test_restarted_at_every_moment_the_result_is_the_same(
         expected = asyncio.run(whole_run(config, tmp_path / "run"))
     # Two rounds of: open, two updates, close, a new log, the checkpoint; and the first log.
     assert len(moments) == 2 * 6 + 1
+    model = (tmp_path / "run" / "model.prism").read_bytes()
     for moment in moments:
         assert asyncio.run(resumed_run(config, moment)) == expected, moment.name
+        assert (moment / "model.prism").read_bytes() == model, moment.name
         lines = (moment / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["round"] for line in lines] == [0, 1]
 

@@ -27,7 +27,7 @@ from benchmarks.peers.networks import (
 )
 from benchmarks.report import Measurement, table, write_report
 from common.config import RunConfig, load_config, parse_config
-from common.errors import PrismError
+from common.errors import ConfigError, PrismError
 
 CPU = torch.device("cpu")
 TINY = (
@@ -195,19 +195,23 @@ def test_the_grid() -> None:
     assert not [cell for cell in reproduce.grid("cpu", 1, ()) if cell.data == "fashion"]
     assert {c.method for c in reproduce.grid("cpu", 1, ("prism",))} == {"prism"}
     assert {c.data for c in reproduce.grid("cpu", 1, ("attribute",))} == {"celeba"}
-    configs = [cell.config() for cell in reproduce.grid("paper", 2, ())]
-    assert len({config.run_id() for config in configs}) <= len(configs)
+    configs = [cell.config() for cell in reproduce.grid("paper", 2, ("mnist/iid/prism",))]
+    assert len({config.run_id() for config in configs}) == 2, "seeds are runs of their own"
     assert all(config.model.width == 64 for config in configs)
-    names = [cell.path(Path(), "lenet") for cell in reproduce.grid("paper", 2, ())]
+    names = [cell.path(Path(), SETTING) for cell in reproduce.grid("paper", 2, ())]
     assert len(set(names)) == len(names)
 
 
 def test_the_published_rows_are_the_published_recipe() -> None:
     published = load_config(Path("configs/published.toml"))
-    for method, mada in (("prism-published", True), ("prism-dagger", False)):
+    for method, mada, alpha in (
+        ("prism-published", True, 0),
+        ("prism-dagger", False, 0),
+        ("prism-alpha-published", True, 0.7),
+    ):
         (cell,) = reproduce.grid("cpu", 1, ("mnist/iid", method))
         run = cell.config()
-        assert (run.sharpening, run.alpha) == (published.sharpening, published.alpha)
+        assert (run.sharpening, run.alpha) == (published.sharpening, alpha)
         assert (run.codec, run.output) == (published.codec, published.output)
         assert run.mada == published.mada.model_copy(update={"enabled": mada})
         size = {"local_steps": run.train.local_steps}
@@ -240,6 +244,16 @@ def test_cells_are_measured_once_and_reported(tmp_path: Path) -> None:
     page = (docs / "cpu.md").read_text()
     assert [path.suffix for path in written] == [".png", ".md"]
     assert all(path.stat().st_size > 0 for path in written)
+    other = out / "other.jsonl"
+    other.write_bytes(kept[paths[0]])
+    with pytest.raises(ConfigError, match=r"other\.jsonl has the row and the seed of another"):
+        write_report([*paths, other], docs, reproduce.is_whole)
+    second = kept[paths[0]].replace(b'"seed": 1', b'"seed": 2').replace(b"seed = 1", b"seed = 2")
+    other.write_bytes(second)
+    assert write_report([*paths, other], docs, reproduce.is_whole) == written
+    other.write_bytes(second.replace(b"local_steps = 2", b"local_steps = 3"))
+    with pytest.raises(ConfigError, match=r"other\.jsonl was run or judged in another way"):
+        write_report([*paths, other], docs, reproduce.is_whole)
     assert "| prism |" in page
     assert "| md-gan |" in page
     assert "| fedavg |" not in page

@@ -10,16 +10,19 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support import NAMES, clients, federation, refused, running, tiny_config, whole_run
 
 from common.config import RunConfig, load_config
-from common.model.export import load_model
+from common.model.export import build_model, load_model
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.steps import initial_state
 from server.app import serve
+from server.average import StateAverage
+from server.journal import Journal
 from server.service import FederationService
 
 CODE = grpc.StatusCode
@@ -41,6 +44,28 @@ def test_a_run_leaves_its_outputs(tmp_path: Path) -> None:
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "tensorboard").iterdir())
     assert not (tmp_path / "address").exists()
+
+
+def test_the_model_is_of_the_average_of_the_rounds(tmp_path: Path) -> None:
+    output = {"sample_every": 0, "average": 1.0, "mask": "threshold"}
+    config = tiny_config(rounds=3, output=output)
+    asyncio.run(whole_run(config, tmp_path))
+    journal = Journal(tmp_path, config)
+    point = journal.recover().checkpoint
+    journal.close()
+    assert point is not None
+    average = StateAverage(config, initial_state(config))
+    average.restore(point.state, point.arrays)
+    mask, of_average, of_last = (
+        model.parameters
+        for model in (
+            load_model(tmp_path / "model.prism"),
+            build_model(config, average.state),
+            build_model(config, point.state),
+        )
+    )
+    assert np.array_equal(mask, of_average)
+    assert not np.array_equal(mask, of_last)
 
 
 def test_what_clients_say_of_their_masks(tmp_path: Path) -> None:

@@ -195,9 +195,10 @@ def test_the_grid() -> None:
     assert not [cell for cell in reproduce.grid("cpu", 1, ()) if cell.data == "fashion"]
     assert {c.method for c in reproduce.grid("cpu", 1, ("prism",))} == {"prism"}
     assert {c.data for c in reproduce.grid("cpu", 1, ("attribute",))} == {"celeba"}
-    configs = [cell.config() for cell in reproduce.grid("paper", 2, ("mnist/iid/prism",))]
-    assert len({config.run_id() for config in configs}) == 2, "seeds are runs of their own"
+    configs = [cell.config() for cell in reproduce.grid("paper", 2, ())]
     assert all(config.model.width == 64 for config in configs)
+    seeds = [cell.config() for cell in reproduce.grid("paper", 2, ("mnist/iid/prism",))]
+    assert len({config.run_id() for config in seeds}) == 2
     names = [cell.path(Path(), SETTING) for cell in reproduce.grid("paper", 2, ())]
     assert len(set(names)) == len(names)
 

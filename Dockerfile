@@ -8,7 +8,7 @@ COPY pyproject.toml constraints.txt README.md ./
 COPY common common
 COPY server server
 COPY client client
-COPY cli cli
+COPY prism prism
 COPY benchmarks benchmarks
 COPY configs configs
 RUN pip install --no-cache-dir -c constraints.txt torch==2.13.0 .

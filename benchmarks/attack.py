@@ -18,7 +18,7 @@ from scipy.stats import beta, binom, norm
 from torch import Tensor
 
 from client.loss import Moments
-from client.privacy import Calibration, calibrate_moments
+from client.mechanisms import Calibration, calibrate_moments
 from common.accounting import gaussian_epsilon
 from common.config import PrivacyConfig
 

@@ -26,19 +26,19 @@ from torch import Tensor
 
 from benchmarks.attack import CONFIDENCE, Finding, distinguish, one_run
 from benchmarks.simulate import simulate
-from client.guard import Guard
 from client.ledger import Entry, Ledger
+from client.local_data import PartitionChoice, PrivateData
 from client.loss import Moments, real_moments
+from client.mechanisms import calibrate_moments, features_of, release_moments
 from client.methods import make_trainer
-from client.privacy import calibrate_moments, features_of, release_moments
-from client.privates import PartitionChoice, PrivateData
+from client.privacy_guard import Guard
 from client.update import encode_update, update_bits
 from common.config import PrivacyConfig, RunConfig, parse_config
 from common.data import load_images, open_source
+from common.downlink import initial_state
 from common.encoders import load_encoder
 from common.errors import PrivacyError
 from common.model.export import build_model
-from common.steps import initial_state
 from common.theory import figures
 
 CPU = torch.device("cpu")

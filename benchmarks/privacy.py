@@ -31,8 +31,8 @@ from benchmarks.measure import Setting
 from benchmarks.simulate import measure
 from common.config import RunConfig, load_config
 from common.data import load_images, open_source, to_unit
-from common.encoders.lenet import Lenet, train_lenet
 from common.errors import PrismError
+from common.quality.lenet import Lenet, train_lenet
 
 PARTITIONS = ("iid", "shards", "pooled")
 EPSILONS = (10.0, 1.0, 0.2)

@@ -19,17 +19,17 @@ import typer
 
 from benchmarks.measure import Measured, Meter, Setting, command, quality_of
 from client.loss import Moments, real_moments
+from client.mechanisms import calibrate_moments, features_of, noisy_values, release_moments
 from client.methods import make_trainer
-from client.privacy import calibrate_moments, features_of, noisy_values, release_moments
 from client.update import encode_update, update_bits
 from common.config import RunConfig
 from common.data import ImageSource, load_images, partition
+from common.downlink import initial_state
 from common.encoders import FeatureEncoder, load_encoder
 from common.model.architecture import Architecture
 from common.model.export import build_model
-from common.replay import hamming
+from common.server_update import hamming
 from common.state import GlobalState, Values, entropy_bits, sigma
-from common.steps import initial_state
 from common.theory import MaskBits, figures
 from server.average import StateAverage
 from server.broadcast import Broadcast

@@ -26,12 +26,12 @@ from benchmarks.published import PublishedRecipe
 from client.loss import Moments, real_moments
 from client.trainer import PrismTrainer
 from common.config import RunConfig, parse_config
+from common.downlink import initial_state
 from common.encoders import FeatureEncoder, load_small, load_vgg19_bn
 from common.model.architecture import Architecture
 from common.model.frozen import frozen_weights
 from common.seeding import derive_seed
 from common.state import SCORE_UNIT
-from common.steps import initial_state
 
 CLIENT: Final = "client-0"
 CPU: Final = torch.device("cpu")

@@ -11,10 +11,10 @@ from typing import Annotated
 import torch
 import typer
 
-from client.guard import Guard
+from client.local_data import PartitionChoice, PrivateData, choose_device
 from client.loop import Client
 from client.messages import Security
-from client.privates import PartitionChoice, PrivateData, choose_device
+from client.privacy_guard import Guard
 from client.store import ClientStore
 from client.transport import Transport
 from common.address import check_security

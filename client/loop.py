@@ -14,14 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from client.guard import Guard
+from client.local_data import PrivateData
 from client.messages import Assignment, Finished, Report
 from client.methods import make_trainer
-from client.privates import PrivateData
+from client.privacy_guard import Guard
 from client.store import ClientStore, MadeUpdate
 from client.transport import Transport
 from client.update import encode_update, update_bits, wire_codec
 from common.config import RunConfig, parse_config
+from common.downlink import apply_steps, initial_state
 from common.errors import (
     AlreadyExists,
     NotInCohort,
@@ -35,7 +36,6 @@ from common.errors import (
 from common.fingerprint import Fingerprint
 from common.layout import update_layout
 from common.state import GlobalState
-from common.steps import apply_steps, initial_state
 
 SHORTEST_BEAT, LONGEST_BEAT = 0.05, 3600.0
 """Seconds between heartbeats, whatever the server's lease."""

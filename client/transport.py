@@ -13,12 +13,13 @@ from typing import cast
 
 import grpc
 
-from client.guard import MECHANISMS
 from client.messages import Assignment, Finished, Joined, Report, Security, Wait
+from client.privacy_guard import MECHANISMS
 from common import PROTOCOL_VERSION, __version__, errors
 from common.address import is_loopback
 from common.codecs import MASK_CODECS, SCORE_CODECS, WEIGHT_CODECS
 from common.codecs.difference import MAX_CLIENTS
+from common.downlink import STATE_CODECS, StateStep
 from common.errors import ConfigError, PayloadError, PrismError, ProtocolError, TransportError
 from common.fingerprint import Fingerprint
 from common.layout import SegmentSpec
@@ -26,7 +27,6 @@ from common.pem import read_certificates, read_pair
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationStub
 from common.state import GlobalState
-from common.steps import STATE_CODECS, StateStep
 from common.theory import figures
 
 CHUNK = 64 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from common.codecs.context import CodecContext
+from common.codecs.base import CodecContext
 from common.config import RunConfig
 from common.model.architecture import Architecture
 from common.state import GlobalState

@@ -16,7 +16,7 @@ import numpy as np
 from common.codecs import mask_codec, score_codec
 from common.config import RunConfig
 from common.layout import mask_context, update_layout
-from common.replay import (
+from common.server_update import (
     RoundCounts,
     advance,
     dynamic_lambda,

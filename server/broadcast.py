@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from common.codecs import ERROR_FEEDBACK, KEYFRAME, KEYFRAME_ENTROPY
 from common.config import RunConfig
-from common.replay import sharpened
+from common.downlink import StateStep, exact_step, feedback_units, move_by_levels
+from common.server_update import sharpened
 from common.state import GlobalState
-from common.steps import StateStep, exact_step, feedback_units, move_by_levels
 from server.aggregate import Closed
 
 HISTORY: Final = 16

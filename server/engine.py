@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
+from common.downlink import StateStep, initial_state
 from common.errors import WrongRound
 from common.fingerprint import Fingerprint
 from common.state import GlobalState
-from common.steps import StateStep, initial_state
 from server.aggregate import Aggregator, Closed
 from server.average import StateAverage
 from server.background import Background, durable, wait_for

@@ -9,7 +9,7 @@ import numpy as np
 from common.codecs import Packed, mask_codec
 from common.config import RunConfig
 from common.layout import mask_context, update_layout
-from common.replay import RoundCounts, advance, estimate
+from common.server_update import RoundCounts, advance, estimate
 from common.state import LAMBDA_ONE, GlobalState
 from server.aggregate import Closed, Replay
 from server.counters import MaskCounter

@@ -27,7 +27,7 @@ from common.errors import ConfigError, StorageError
 from common.files import write_atomically
 from common.state import GlobalState
 from common.theory import MaskBits
-from server.frames import FrameLog
+from server.frame_log import FrameLog
 from server.members import give_partition
 from server.metrics import Reported
 

@@ -21,12 +21,12 @@ from common.codecs import (
     score_codec,
     weight_codec,
 )
+from common.downlink import StateStep
 from common.errors import PayloadError, PayloadTooLarge, ProtocolError, RunMismatch
 from common.fingerprint import Fingerprint
 from common.layout import SegmentSpec, update_layout
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationServicer
-from common.steps import StateStep
 from server.engine import Engine
 from server.events import Assignment, Finished, Ticket
 from server.interceptors import Context, reported_by, session_of

@@ -13,11 +13,11 @@ from support import tiny_config
 
 from common.codecs import mask_codec, score_codec
 from common.config import RunConfig
+from common.downlink import initial_state
 from common.errors import PayloadError
 from common.layout import mask_context, update_layout
 from common.seeding import uniform16
 from common.state import LAMBDA_ONE, PROB_ONE, SCORE_UNIT, GlobalState, sigma
-from common.steps import initial_state
 from server.aggregate import Closed
 from server.counters import MaskCounter
 from server.methods import make_aggregator

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import client.privacy
+import client.mechanisms
 from benchmarks.attack import (
     Mechanism,
     clopper_pearson,
@@ -19,10 +19,10 @@ from benchmarks.attack import (
     one_run,
 )
 from benchmarks.audit import TINY, membership, non_interference, reaches_the_wire
-from client.guard import Guard
 from client.loss import Moments, real_moments
+from client.mechanisms import Calibration, release_moments
 from client.noise import discrete_gaussian
-from client.privacy import Calibration, release_moments
+from client.privacy_guard import Guard
 from common.config import PrivacyConfig, RunConfig, parse_config
 
 CONFIDENCE = 1 - 1e-6
@@ -113,7 +113,7 @@ def test_noise_reaches_the_wire_unless_it_is_dropped(
     def silence(count: int) -> np.ndarray:
         return np.zeros_like(discrete_gaussian(count))
 
-    monkeypatch.setattr(client.privacy, "discrete_gaussian", silence)
+    monkeypatch.setattr(client.mechanisms, "discrete_gaussian", silence)
     assert not reaches_the_wire(config(mechanism)).passed
 
 

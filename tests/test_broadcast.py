@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from client.update import encode_update
 from common.codecs import KEYFRAME, KEYFRAME_ENTROPY
 from common.config import RunConfig, parse_config
+from common.downlink import StateStep, apply_steps, initial_state
 from common.errors import PayloadError
-from common.replay import growth_factor, sharpened
+from common.server_update import growth_factor, sharpened
 from common.state import THETA_MAX, GlobalState, logit, sigma
-from common.steps import StateStep, apply_steps, initial_state
 from server.aggregate import Closed
 from server.broadcast import HISTORY, Broadcast
 from server.methods import make_aggregator

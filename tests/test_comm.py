@@ -15,16 +15,16 @@ from support import running
 
 from benchmarks.capture import capture
 from benchmarks.comm import captured
-from cli.comm import apart, notes, report
-from cli.ledger import DIRECTIONS, FRAMING, Ledger
-from client.guard import Guard
+from client.local_data import PrivateData
 from client.loop import Client
-from client.privates import PrivateData
+from client.privacy_guard import Guard
 from client.store import ClientStore
 from client.transport import Security, Transport
 from common.config import parse_config
 from common.errors import ConfigError, DataError, PrismError, StorageError
 from common.model.architecture import Architecture
+from prism.comm.traffic import DIRECTIONS, FRAMING, Ledger
+from prism.commands.comm import apart, notes, report
 
 TIMEOUT = 120
 CONFIG = """
@@ -146,7 +146,7 @@ def test_report(run: Path) -> None:
 
 def prism(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cli", *map(str, words)],
+        [sys.executable, "-m", "prism", *map(str, words)],
         capture_output=True,
         text=True,
         timeout=TIMEOUT,

@@ -11,8 +11,8 @@ import typer.main
 import yaml
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from cli.__main__ import COMMANDS, build
 from common.config import load_config
+from prism.__main__ import COMMANDS, build
 
 COMPOSE: dict[str, Any] = yaml.safe_load(Path("docker-compose.yml").read_text())
 DOCKERFILE = Path("Dockerfile").read_text()
@@ -77,7 +77,7 @@ def test_the_image() -> None:
 
 def test_every_package_is_listed() -> None:
     listed = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    roots = ("benchmarks", "cli", "client", "common", "server")
+    roots = ("benchmarks", "prism", "client", "common", "server")
     found = {
         ".".join(path.parent.parts) for root in roots for path in Path(root).rglob("__init__.py")
     }

@@ -14,13 +14,13 @@ import pytest
 import torch
 from support import background, jsonl
 
-from cli.certificate import make_certificate
-from cli.processes import Member
 from common.config import load_config
 from common.errors import PrismError
 from common.model.architecture import Architecture
 from common.model.export import load_model
 from common.pem import read_pair
+from prism.run.certificate import make_certificate
+from prism.run.processes import Member
 
 TIMEOUT = 120
 TINY = """
@@ -46,7 +46,7 @@ sample_every = 2
 
 def prism(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cli", *map(str, words)],
+        [sys.executable, "-m", "prism", *map(str, words)],
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
@@ -56,7 +56,7 @@ def prism(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str
 
 def started(log: Path, *words: str | Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """A background process that does not outlive the block."""
-    return background(log, "-m", "cli", *words)
+    return background(log, "-m", "prism", *words)
 
 
 def free_port() -> int:

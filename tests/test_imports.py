@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = ("common", "server", "client", "cli", "benchmarks")
+PACKAGES = ("common", "server", "client", "prism", "benchmarks")
 ALLOWED = {
     "common": {"common"},
     "server": {"server", "common"},
     "client": {"client", "common"},
-    "cli": {"cli", "server", "client", "common"},
+    "prism": {"prism", "server", "client", "common"},
     "benchmarks": set(PACKAGES),
 }
 GRPC = {

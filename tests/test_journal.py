@@ -27,7 +27,7 @@ from common.state import GlobalState
 from common.theory import MaskBits
 from server.app import serve
 from server.engine import Engine
-from server.frames import FrameLog
+from server.frame_log import FrameLog
 from server.journal import Checkpoint, Journal, Recovered, StoredUpdate
 from server.metrics import Reported
 

@@ -65,7 +65,7 @@ class Federation:
         }
         words = ("server", folder / "c.toml", "--set", f"codec.down={down}", "--out", self.out)
         words += ("--bind", "127.0.0.1:0")
-        self.server = stack.enter_context(background(folder / "server", "-m", "cli", *words))
+        self.server = stack.enter_context(background(folder / "server", "-m", "prism", *words))
         self.wait_for((self.out / "address").exists)
 
     def let_in(self, name: str, index: int) -> None:

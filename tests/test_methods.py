@@ -21,6 +21,7 @@ from client.update import encode_update, update_bits, wire_codec
 from common.codecs import mask_codec, weight_codec
 from common.config import RunConfig
 from common.data import load_images, open_source
+from common.downlink import StateStep, apply_steps, exact_step, initial_state, replay_step
 from common.encoders import load_encoder
 from common.errors import PayloadError
 from common.layout import mask_context, update_layout
@@ -28,7 +29,6 @@ from common.model.architecture import Architecture
 from common.model.export import build_model, load_model
 from common.model.frozen import frozen_weights
 from common.state import THETA_MAX, THETA_MIN, GlobalState, logit, sigma
-from common.steps import StateStep, apply_steps, exact_step, initial_state, replay_step
 from server.aggregate import Closed
 from server.broadcast import Broadcast
 from server.methods import make_aggregator

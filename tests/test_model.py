@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from common.config import parse_config
+from common.downlink import initial_state
 from common.errors import ModelFileError, RunMismatch
 from common.fingerprint import Fingerprint
 from common.layout import update_layout
@@ -21,7 +22,6 @@ from common.model.generator import batch_statistics, calibrate, generate, normal
 from common.model.grid import image_grid, save_grid
 from common.model.masked import apply_layer, sample_mask
 from common.state import GlobalState
-from common.steps import initial_state
 
 TINY = parse_config('[model]\nwidth = 2\nimage_size = 16\nlatent = 8\n[data]\nname = "digits"')
 

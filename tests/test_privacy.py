@@ -16,14 +16,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 from torch import Tensor, nn
 
-import client.privacy
-from cli.privacy import privacy as privacy_command
-from client.guard import Guard
+import client.mechanisms
 from client.ledger import Entry, Ledger, total_epsilon
 from client.loss import Moments, normalised_moments
-from client.methods import make_trainer
-from client.noise import discrete_gaussian
-from client.privacy import (
+from client.mechanisms import (
     calibrate_mask_noise,
     calibrate_moments,
     check_encoder,
@@ -31,13 +27,17 @@ from client.privacy import (
     planned_epsilon,
     release_moments,
 )
+from client.methods import make_trainer
+from client.noise import discrete_gaussian
+from client.privacy_guard import Guard
 from common.accounting import compose, gaussian_epsilon, gaussian_sigma
 from common.config import PrivacyConfig, RunConfig, parse_config
 from common.data import load_images, open_source
+from common.downlink import initial_state
 from common.encoders import load_encoder
 from common.errors import ConfigError, PrivacyError, StorageError
 from common.state import sigma
-from common.steps import initial_state
+from prism.commands.privacy import privacy as privacy_command
 
 CPU = torch.device("cpu")
 TINY = """
@@ -111,7 +111,7 @@ def test_replacing_a_record_moves_each_sum_by_sqrt_2_at_most(
     one[0, : features // 2] = 0
     two[0, features // 2 :] *= scale
     grid = 1e-7
-    sums = [client.privacy._unit_sums([torch.from_numpy(x)], grid) for x in (one, two)]
+    sums = [client.mechanisms._unit_sums([torch.from_numpy(x)], grid) for x in (one, two)]
     distances = np.linalg.norm((sums[0] - sums[1]).astype(float) * grid, axis=1)
     assert (distances <= math.sqrt(2)).all()
     assert (np.linalg.norm(sums[0].astype(float) * grid, axis=1) <= 1).all()
@@ -119,7 +119,7 @@ def test_replacing_a_record_moves_each_sum_by_sqrt_2_at_most(
 
 def test_worst_case_neighbours_reach_the_sensitivity() -> None:
     one, two = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 5.0]])
-    sums = [client.privacy._unit_sums([x.view(1, 2, 1, 1)], 1e-9) for x in (one, two)]
+    sums = [client.mechanisms._unit_sums([x.view(1, 2, 1, 1)], 1e-9) for x in (one, two)]
     distance = np.linalg.norm((sums[0] - sums[1]).astype(float) * 1e-9, axis=1)
     np.testing.assert_allclose(distance, math.sqrt(2), rtol=1e-8)
 

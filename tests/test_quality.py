@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,10 +8,11 @@ import scipy.linalg
 import torch
 
 from common.data import load_images, open_source
-from common.encoders.inception import load_inception
-from common.encoders.lenet import Lenet, train_lenet
 from common.errors import DataError
-from common.quality import Evaluator, evaluate, frechet_distance, neighbourhood
+from common.quality import Evaluator, Quality
+from common.quality.inception import load_inception
+from common.quality.lenet import Lenet, train_lenet
+from common.quality.metrics import frechet_from_moments, moments, neighbourhood
 
 Array = np.ndarray
 
@@ -30,6 +32,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judge(cache: Path) -> Evaluator:
     images, labels = digits()
     return Evaluator(images, labels, "lenet", cache=cache)
+
+
+def evaluate(
+    generated: torch.Tensor,
+    real: torch.Tensor,
+    labels: Array | None = None,
+    features: str = "small",
+    **options: Any,
+) -> Quality:
+    return Evaluator(real, labels, features, **options).evaluate(generated)
+
+
+def frechet(a: Array, b: Array) -> float:
+    return frechet_from_moments(*moments(a), *moments(b))
 
 
 def noise(n: int = 300, size: int = 16, channels: int = 1) -> torch.Tensor:
@@ -80,22 +96,22 @@ def test_frechet_agrees_with_the_naive_formula(
 ) -> None:
     real, fake = clouds(n, m, dimension, dimension, shift)
     expected = naive_frechet(real, fake)
-    assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert frechet(real, fake) == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def test_frechet_where_it_is_known_in_closed_form() -> None:
     a = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
-    assert frechet_distance(a, a + np.array([3, 4])) == pytest.approx(25)
+    assert frechet(a, a + np.array([3, 4])) == pytest.approx(25)
     # Covariances c I and 4 c I with c = 2/3: the trace term is 2 c (1 - 2)^2.
-    assert frechet_distance(a, 2 * a) == pytest.approx(4 / 3)
+    assert frechet(a, 2 * a) == pytest.approx(4 / 3)
 
 
 @pytest.mark.parametrize("samples", [10, 60])
 def test_frechet_of_singular_covariances(samples: int) -> None:
     real, _ = clouds(samples, 10, 100, 5, 0.0)
-    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-4 * np.trace(np.cov(real.T)))
-    assert frechet_distance(real, real + 1) == pytest.approx(100, rel=1e-3)
-    assert np.isfinite(frechet_distance(np.zeros((9, 4)), np.ones((9, 4))))
+    assert frechet(real, real) == pytest.approx(0, abs=1e-4 * np.trace(np.cov(real.T)))
+    assert frechet(real, real + 1) == pytest.approx(100, rel=1e-3)
+    assert np.isfinite(frechet(np.zeros((9, 4)), np.ones((9, 4))))
 
 
 @pytest.mark.parametrize(("n", "m", "shift"), [(70, 60, 0.0), (60, 70, 0.8), (40, 40, 30.0)])
@@ -109,7 +125,7 @@ def test_neighbourhood_agrees_with_brute_force(n: int, m: int, shift: float) -> 
 def test_neighbourhood_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = clouds(90, 80, 6, 6, 0.5)
     whole = neighbourhood(real, fake)
-    monkeypatch.setattr("common.quality._BLOCK", 7)
+    monkeypatch.setattr("common.quality.metrics._BLOCK", 7)
     assert neighbourhood(real, fake) == whole
 
 
@@ -147,7 +163,7 @@ def test_lenet_tells_digits_from_noise(judge: Evaluator) -> None:
 
 
 def test_lenet_is_kept_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.encoders.lenet._IMAGES_SEEN", 500)
+    monkeypatch.setattr("common.quality.lenet._IMAGES_SEEN", 500)
     images, labels = digits()
     images, labels = images[:60], labels[:60]
     steps: list[tuple[int, int]] = []

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.link import Link
-from cli.shaping import Bucket, Shape
 from common.errors import ConfigError
+from prism.relay.link import Link
+from prism.relay.shaping import Bucket, Shape
 
 TIMEOUT = 60
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -302,7 +302,7 @@ def relayed(
         to = f"127.0.0.1:{target.getsockname()[1]}"
         words = ("relay", "--to", to, "--log", tmp_path / "log", "--address-file", file)
         process = subprocess.Popen(
-            [sys.executable, "-m", "cli", *map(str, words)],
+            [sys.executable, "-m", "prism", *map(str, words)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -17,9 +17,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support import NAMES, clients, federation, refused, running, tiny_config, whole_run
 
 from common.config import RunConfig, load_config
+from common.downlink import initial_state
 from common.model.export import build_model, load_model
 from common.rpc.prism.v1 import federation_pb2 as pb
-from common.steps import initial_state
 from server.app import serve
 from server.average import StateAverage
 from server.journal import Journal

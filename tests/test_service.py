@@ -15,10 +15,10 @@ import grpc.aio
 from support import RawClient, federation, refused, tiny_config
 
 from common.config import load_config
+from common.downlink import initial_state
 from common.fingerprint import Fingerprint
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.state import GlobalState
-from common.steps import initial_state
 
 CODE = grpc.StatusCode
 

@@ -14,13 +14,13 @@ from benchmarks.published import MaskedLayer, PublishedRecipe
 from benchmarks.step_speed import compare, step_config
 from client.loss import real_moments
 from client.trainer import PrismTrainer
+from common.downlink import initial_state
 from common.encoders import load_small
 from common.model import upsample
 from common.model.architecture import Architecture, LayerSpec
 from common.model.frozen import frozen_weights
 from common.model.upsample import doubled_convolution
 from common.state import SCORE_UNIT
-from common.steps import initial_state
 
 CPU = torch.device("cpu")
 

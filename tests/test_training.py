@@ -15,13 +15,13 @@ from client.update import encode_update, update_bits
 from common.codecs import mask_codec
 from common.config import CodecConfig, RunConfig, TrainConfig, parse_config
 from common.data import load_images, open_source, to_unit
+from common.downlink import initial_state
 from common.encoders import load_encoder
 from common.errors import StorageError
 from common.layout import mask_context, update_layout
 from common.model.architecture import Architecture
 from common.model.frozen import frozen_weights
 from common.state import SCORE_UNIT, GlobalState, sigma
-from common.steps import initial_state
 from common.theory import MaskBits
 
 CPU = torch.device("cpu")

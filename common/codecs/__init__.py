@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from common.codecs.context import CodecContext, MaskCodec, Packed, ScoreCodec, WeightCodec, Weights
+from common.codecs.base import CodecContext, MaskCodec, Packed, ScoreCodec, WeightCodec, Weights
 from common.codecs.difference import ErrorFeedbackCodec, ExactCodec, step_units
 from common.codecs.entropy import EntropyCodec
 from common.codecs.flips import FlipsCodec, selection_threshold

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from common.codecs import coder
-from common.codecs.context import CodecContext, Packed
+from common.codecs.base import CodecContext, Packed
 from common.codecs.plain import check_mask, pack, sample_private, unpack
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.state import Probs, Scores

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.codecs import coder
-from common.codecs.context import CodecContext, Packed
+from common.codecs.base import CodecContext, Packed
 from common.codecs.entropy import score_bins
 from common.codecs.plain import check_mask, pack, unpack
 from common.errors import PayloadError

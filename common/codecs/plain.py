@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from common.codecs.context import CodecContext, Packed, Weights
+from common.codecs.base import CodecContext, Packed, Weights
 from common.errors import PayloadError
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.state import SCORE_UNIT, Probs, Scores

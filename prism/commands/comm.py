@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cli.ledger import DIRECTIONS, THEORY, Ledger, Tally
 from common.errors import PrismError
+from prism.comm.traffic import DIRECTIONS, THEORY, Ledger, Tally
 
 PAPER_BYTES: Final = 5_750_000
 """What PRISM's paper reports as its communication cost, for about 3.5 M parameters."""

@@ -13,12 +13,12 @@ from typing import Annotated
 
 import typer
 
-from cli.certificate import make_certificate
-from cli.display import RunDisplay
-from cli.processes import STOP_SECONDS, Member, Starter, processes
-from cli.shaping import Shape
 from common.config import RunConfig, load_config
 from common.errors import ConfigError, PrismError
+from prism.relay.shaping import Shape
+from prism.run.certificate import make_certificate
+from prism.run.display import RunDisplay
+from prism.run.processes import STOP_SECONDS, Member, Starter, processes
 
 
 def run(
@@ -213,7 +213,7 @@ def _relays(
     relays = []
     for index, file in enumerate(files):
         file.unlink(missing_ok=True)
-        words = ["cli", "relay", "--to", to, "--address-file", str(file), *options]
+        words = ["prism", "relay", "--to", to, "--address-file", str(file), *options]
         log = folder / f"client-{index}.jsonl"
         relays.append(start(f"relay-{index}", [*words, "--log", str(log)], last=True))
     return relays, [_address(*pair) for pair in zip(files, relays, strict=True)]

@@ -23,7 +23,7 @@ from common.config import RunConfig
 from common.errors import PayloadError
 from common.model.architecture import Architecture
 from common.model.frozen import frozen_weights
-from common.replay import RoundCounts, advance, estimate, masked_count, sharpened
+from common.server_update import RoundCounts, advance, estimate, masked_count, sharpened
 from common.state import LAMBDA_ONE, GlobalState, initial_scores
 
 STATE_CODECS = (KEYFRAME.wire, KEYFRAME_ENTROPY.wire, EXACT.wire, ERROR_FEEDBACK.wire)

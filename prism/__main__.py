@@ -9,15 +9,15 @@ from collections.abc import Iterable
 import typer
 
 COMMANDS = {
-    "run": "cli.run",
+    "run": "prism.commands.run",
     "server": "server.__main__",
     "client": "client.__main__",
-    "sample": "cli.sample",
-    "evaluate": "cli.evaluate",
-    "partition": "cli.partition",
-    "privacy": "cli.privacy",
-    "relay": "cli.relay",
-    "comm": "cli.comm",
+    "sample": "prism.commands.sample",
+    "evaluate": "prism.commands.evaluate",
+    "partition": "prism.commands.partition",
+    "privacy": "prism.commands.privacy",
+    "relay": "prism.commands.relay",
+    "comm": "prism.commands.comm",
 }
 """Where each subcommand lives, as a function of its own name."""
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cli.shaping import Bucket, Shape
 from common.address import split_address
 from common.errors import ConfigError
+from prism.relay.shaping import Bucket, Shape
 
 CONNECT_SECONDS: Final = 10.0
 LOG_SECONDS: Final = 2.0

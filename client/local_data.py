@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.guard import Guard
 from client.loss import Moments
+from client.privacy_guard import Guard
 from common.config import RunConfig
 from common.data import load_images, open_source, partition
 from common.encoders import FeatureEncoder, load_encoder

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cli.lines import Call, Counts, Direction, Figures, read_lines
 from common.config import load_config
 from common.errors import ConfigError
 from common.model.architecture import Architecture
+from prism.comm.lines import Call, Counts, Direction, Figures, read_lines
 
 DIRECTIONS: Final[tuple[Direction, Direction]] = ("up", "down")
 THEORY: Final = {

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from client.ledger import Entry, Ledger, total_epsilon, write_durably
 from client.loss import Moments, real_moments
-from client.privacy import (
+from client.mechanisms import (
     LOUD_NOISE,
     Calibration,
     calibrate_mask_noise,

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from cli.link import Link
-from cli.shaping import Shape
 from common.errors import ConfigError, PrismError
+from prism.relay.link import Link
+from prism.relay.shaping import Shape
 
 
 def relay(

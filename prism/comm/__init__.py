@@ -1,0 +1,1 @@
+"""What `prism comm` adds up: the files that a run left."""

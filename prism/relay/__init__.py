@@ -1,0 +1,1 @@
+"""The metering relay, and how it shapes a link."""

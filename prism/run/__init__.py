@@ -1,0 +1,1 @@
+"""What `prism run` needs besides server and client: processes, display, certificate."""

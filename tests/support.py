@@ -25,6 +25,7 @@ from common.rpc.prism.v1.federation_pb2_grpc import FederationStub
 from common.seeding import derive
 from server.app import serve
 
+CODE = grpc.StatusCode
 TIMEOUT = 20.0
 _WIRE = {
     "mask": (pb.SEGMENT_KIND_MASK, pb.CODEC_RAW, 1),
@@ -257,6 +258,20 @@ async def whole_run(config: RunConfig, out: Path) -> bytes:
         digests = await asyncio.gather(*(client.take_part() for client in all_))
     assert len(set(digests)) == 1
     return digests[0]
+
+
+async def serve_finished(config: RunConfig, out: Path) -> None:
+    """A server of a run that is finished ends by itself, before it listens."""
+    with pytest.raises(AssertionError, match="ended before it was ready"):
+        async with running(config, out):
+            pass
+
+
+async def snapshot(client: RawClient, out: Path) -> tuple[bytes, dict[str, bytes]]:
+    """All that a refused call must leave as it was."""
+    status = await client.status()
+    files = {path.name: path.read_bytes() for path in (out / "journal").iterdir()}
+    return status.SerializeToString(deterministic=True), files
 
 
 async def refused(call: Awaitable[Any], code: grpc.StatusCode) -> grpc.aio.AioRpcError:

@@ -1,13 +1,12 @@
 """The audits pass for what is shipped, and a deliberately broken build fails them."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 import client.mechanisms
@@ -29,13 +28,7 @@ CONFIDENCE = 1 - 1e-6
 """An intact build fails a test once in a million runs."""
 CLAIMS = (1.0, 10.0)
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def claim(epsilon: float) -> PrivacyConfig:

@@ -1,101 +1,21 @@
-"""What was acknowledged survives: torn and damaged files, kills at any moment, one server."""
+"""What the journal recovers: rounds, updates, checkpoints; and one run, one server a directory."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-import logging
-import os
-import re
-import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
-from support import NAMES, RawClient, clients, random_payload, running, tiny_config, whole_run
+from support import running, serve_finished, tiny_config, whole_run
 
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
-from common.model.export import load_model
-from common.rpc.prism.v1 import federation_pb2 as pb
 from common.state import GlobalState
 from common.theory import MaskBits
-from server.app import serve
 from server.engine import Engine
-from server.frame_log import FrameLog
 from server.journal import Checkpoint, Journal, Recovered, StoredUpdate
 from server.metrics import Reported
-
-ENTRIES = [({"kind": "a", "n": n}, bytes(range(n * 7))) for n in range(4)]
-
-
-def written_log(path: Path) -> list[int]:
-    """Write ENTRIES; the file's length after each."""
-    log = FrameLog.create(path, ENTRIES[0][0])
-    ends = [path.stat().st_size]
-    for entry, payload in ENTRIES[1:]:
-        log.append(entry, payload)
-        ends.append(path.stat().st_size)
-    log.close()
-    return ends
-
-
-def test_log_torn_at_every_byte(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ends = written_log(tmp_path / "whole")
-    data = (tmp_path / "whole").read_bytes()
-    path = tmp_path / "torn"
-    for length in range(len(data) + 1):
-        path.write_bytes(data[:length])
-        kept = sum(end <= length for end in ends)
-        if kept == 0:
-            # The first entry comes with the file or not at all.
-            with pytest.raises(StorageError, match="damaged"):
-                FrameLog.open(path)
-            continue
-        caplog.clear()
-        log, entries = FrameLog.open(path)
-        assert [entry for entry, _ in entries] == [entry for entry, _ in ENTRIES[:kept]]
-        assert [payload for _, payload in entries[1:]] == [p for _, p in ENTRIES[1:kept]]
-        assert bool(caplog.records) == (length not in ends), "a cut is said, and only a cut"
-        log.append({"kind": "after"}, b"more")
-        log.close()
-        log, entries = FrameLog.open(path)
-        log.close()
-        assert len(entries) == kept + 1 and entries[-1] == ({"kind": "after"}, b"more")
-
-
-def test_log_damaged_at_every_byte(tmp_path: Path) -> None:
-    ends = written_log(tmp_path / "whole")
-    data = (tmp_path / "whole").read_bytes()
-    path = tmp_path / "damaged"
-    for at in range(len(data)):
-        path.write_bytes(data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :])
-        if at < ends[-2]:
-            with pytest.raises(StorageError, match="damaged"):
-                FrameLog.open(path)
-        else:
-            # Nothing tells a damaged last entry from one that was never written whole.
-            log, entries = FrameLog.open(path)
-            log.close()
-            assert len(entries) == len(ENTRIES) - 1
-
-
-def test_a_payload_cannot_pose_as_an_entry(tmp_path: Path) -> None:
-    written_log(tmp_path / "other")
-    log = FrameLog.create(tmp_path / "log", {"kind": "first"})
-    log.append({"kind": "update"}, (tmp_path / "other").read_bytes())
-    log.close()
-    data = (tmp_path / "log").read_bytes()
-    (tmp_path / "log").write_bytes(data[:-1])
-    log, entries = FrameLog.open(tmp_path / "log")
-    log.close()
-    assert len(entries) == 1
-
 
 SAID = Reported(0.5, MaskBits(0.7, 0.1))
 
@@ -208,96 +128,6 @@ def test_two_servers_cannot_share_a_directory(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_restarted_at_every_moment_the_result_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The directory as it stood after every single entry, resumed."""
-    # alpha and a share of the clients, so that scores, ranks and sampling all take part.
-    output = {"sample_every": 0, "average": 1.0}
-    config = tiny_config(rounds=2, alpha=0.3, round={"participation": 0.6}, output=output)
-    moments: list[Path] = []
-
-    def keep(self: Journal) -> None:
-        copy = tmp_path / f"moment-{len(moments)}"
-        shutil.copytree(self._directory.parent, copy)
-        moments.append(copy)
-
-    with monkeypatch.context() as patch:
-        for name in ("_append", "checkpoint", "_start_log"):
-            original = getattr(Journal, name)
-
-            def call(self: Journal, *args: object, original: object = original) -> None:
-                original(self, *args)  # type: ignore[operator]
-                keep(self)
-
-            patch.setattr(Journal, name, call)
-        expected = asyncio.run(whole_run(config, tmp_path / "run"))
-    # Two rounds of: open, two updates, close, a new log, the checkpoint; and the first log.
-    assert len(moments) == 2 * 6 + 1
-    model = (tmp_path / "run" / "model.prism").read_bytes()
-    for moment in moments:
-        assert asyncio.run(resumed_run(config, moment)) == expected, moment.name
-        assert (moment / "model.prism").read_bytes() == model, moment.name
-        lines = (moment / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(line)["round"] for line in lines] == [0, 1]
-
-
-async def resumed_run(config: RunConfig, out: Path) -> bytes:
-    journal = Journal(out, config)
-    found = journal.recover()
-    journal.close()
-    if found.round < config.rounds:
-        return await whole_run(config, out)
-    await serve_finished(config, out)
-    assert found.checkpoint is not None
-    return found.checkpoint.state.digest()
-
-
-async def serve_finished(config: RunConfig, out: Path) -> None:
-    with pytest.raises(AssertionError, match="ended before it was ready"):
-        async with running(config, out):
-            pass
-
-
-def test_finished_right_after_a_restart_it_waits_for_those_who_were_here(tmp_path: Path) -> None:
-    config = tiny_config(rounds=1)
-    journal = Journal(tmp_path, config)
-    journal.recover()
-    journal.append_open(0, NAMES)
-    for name in NAMES:
-        payload = random_payload(config, name, 0)
-        digest = hashlib.sha256(payload).digest()
-        journal.append_update(StoredUpdate(name, digest, (len(payload),), Reported(), payload))
-    journal.append_close()
-    journal.close()
-
-    async def main() -> None:
-        async with (
-            running(config, tmp_path, to_the_end=True) as address,
-            clients(config, address, *NAMES) as all_,
-        ):
-            # All rounds are closed before anybody is back.
-            while (await all_[0].status()).phase != "finished":
-                pass
-            for client in all_:
-                await client.take_part()
-
-    asyncio.run(main())
-
-
-def test_a_finished_run_says_so_and_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = tiny_config(rounds=1)
-    asyncio.run(whole_run(config, tmp_path))
-    model = load_model(tmp_path / "model.prism")
-    (tmp_path / "model.prism").unlink()
-    caplog.set_level(logging.INFO)
-    asyncio.run(serve_finished(config, tmp_path))
-    assert "is finished: 1 rounds" in caplog.text
-    again = load_model(tmp_path / "model.prism")
-    assert np.array_equal(again.parameters, model.parameters), "what a crash lost is made again"
-    assert not (tmp_path / "address").exists()
-
-
 def test_an_engine_resumed_with_damage_gives_the_directory_back(tmp_path: Path) -> None:
     config = tiny_config(rounds=1)
     asyncio.run(whole_run(config, tmp_path))
@@ -308,123 +138,3 @@ def test_an_engine_resumed_with_damage_gives_the_directory_back(tmp_path: Path) 
         Engine(config, tmp_path)
     path.write_bytes(data)
     asyncio.run(serve_finished(config, tmp_path))
-
-
-class Process:
-    """`python -m server` in its own process, ready once made."""
-
-    def __init__(self, config: RunConfig, out: Path) -> None:
-        path = out.parent / "config-given.toml"
-        path.write_text(config.to_toml())
-        command = [sys.executable, "-m", "server", str(path), "--bind", "127.0.0.1:0"]
-        self.popen = subprocess.Popen(
-            [*command, "--out", str(out)], stderr=subprocess.PIPE, text=True
-        )
-        self.address = self.until(r"listening on ([\d.:]+)")
-        assert self.address == (out / "address").read_text().strip()
-
-    def until(self, pattern: str) -> str:
-        """Read what the server says up to a match; its first group."""
-        assert self.popen.stderr is not None
-        for line in self.popen.stderr:
-            if match := re.search(pattern, line):
-                return match[1]
-        raise AssertionError(f"the server never said {pattern}")
-
-    def kill(self) -> None:
-        self.popen.kill()
-        self.end()
-
-    def end(self) -> int:
-        assert self.popen.stderr is not None
-        with self.popen.stderr as stderr:
-            stderr.read()
-        return self.popen.wait(timeout=30)
-
-
-def test_killed_in_the_middle_of_a_round_it_goes_on(tmp_path: Path) -> None:
-    config = tiny_config(rounds=2)
-    expected = asyncio.run(whole_run(config, tmp_path / "uninterrupted"))
-    out = tmp_path / "run"
-
-    async def two_of_three(address: str) -> None:
-        async with clients(config, address, *NAMES) as all_:
-            await asyncio.gather(*(client.join() for client in all_))
-            for client in all_[:2]:
-                await client.submit(await client.assignment())
-
-    async def the_rest(address: str) -> list[str]:
-        async with clients(config, address, *NAMES) as all_:
-            for client in all_:
-                await client.join()
-            first, _, last = all_
-            assert (await first.await_round(0)).HasField("wait"), "its update is in"
-            again = await first.submit(pb.Assignment(round=0, rank=0, cohort_size=3))
-            assert again.duplicate
-            assert (await last.assignment()).round == 0
-            await last.submit(await last.assignment())
-            assert (await first.assignment()).round == 1
-
-            return [client.session for client in all_]
-
-    async def to_the_end(address: str) -> bytes:
-        async with clients(config, address, *NAMES) as all_:
-            return (await asyncio.gather(*(client.take_part() for client in all_)))[0]
-
-    server = Process(config, out)
-    asyncio.run(two_of_three(server.address))
-    server.kill()
-    server = Process(config, out)
-    asyncio.run(the_rest(server.address))
-    server.popen.send_signal(signal.SIGTERM)
-    assert server.end() == 0
-    assert not (out / "address").exists()
-    server = Process(config, out)
-    assert asyncio.run(to_the_end(server.address)) == expected
-    assert server.end() == 0
-    assert (out / "model.prism").exists() and (out / "samples.png").exists()
-
-
-def test_sigint_twice_ends_at_once(tmp_path: Path) -> None:
-    config = tiny_config(data={"clients": 1})
-    server = Process(config, tmp_path / "run")
-
-    async def hold() -> None:
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            client = RawClient(config, channel, "ann")
-            await client.join()
-            header = client.header(await client.assignment(), b"never sent")
-            # A call in flight that never ends keeps a graceful stop waiting.
-            call = client.stub.SubmitUpdate(metadata=client.metadata)
-            await call.write(pb.UpdateChunk(header=header))
-            # Answered on the same connection, so the server has that call by now.
-            await client.status()
-            server.popen.send_signal(signal.SIGINT)
-            await asyncio.to_thread(server.until, "(SIGINT): stopping")
-            server.popen.send_signal(signal.SIGINT)
-            assert await asyncio.to_thread(server.end) == 130
-
-    asyncio.run(hold())
-
-
-def test_disk_full_stops_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: FrameLog, entry: object, payload: bytes = b"") -> None:
-        raise OSError(28, os.strerror(28))
-
-    async def main() -> None:
-        config = tiny_config()
-        port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        server = asyncio.create_task(serve(config, "127.0.0.1:0", tmp_path, ready=port.set_result))
-        async with clients(config, f"127.0.0.1:{await port}", *NAMES) as all_:
-            for client in all_:
-                await client.join()
-            assignment = await all_[0].assignment()
-            monkeypatch.setattr(FrameLog, "append", full)
-            with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await all_[0].submit(assignment)
-            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert "No space left" in (raised.value.details() or "")
-            with pytest.raises(StorageError, match="No space left"):
-                await server
-
-    asyncio.run(main())

@@ -1,47 +1,21 @@
-"""A real server on loopback, driven by raw stubs: the contract, status by status."""
+"""Joining and sessions on a real server on loopback, driven by raw stubs, status by status."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
-from support import RawClient, federation, refused, tiny_config
+import pytest
+from support import CODE, RawClient, federation, refused, snapshot, tiny_config
 
 from common.config import load_config
 from common.downlink import initial_state
-from common.fingerprint import Fingerprint
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.state import GlobalState
-
-CODE = grpc.StatusCode
-
-
-async def insist(send: Callable[[], Awaitable[pb.SubmitUpdateResponse]]) -> None:
-    """Send again while an older call of the same client, met late, takes the place."""
-    while True:
-        try:
-            await send()
-        except grpc.aio.AioRpcError as error:
-            assert error.code() is CODE.ALREADY_EXISTS
-        else:
-            return
-
-
-async def snapshot(client: RawClient, out: Path) -> tuple[bytes, dict[str, bytes]]:
-    """All that a refused call must leave as it was."""
-    status = await client.status()
-    files = {path.name: path.read_bytes() for path in (out / "journal").iterdir()}
-    return status.SerializeToString(deterministic=True), files
-
-
-# Join
 
 
 def test_join_teaches_and_enrols(tmp_path: Path) -> None:
@@ -64,37 +38,41 @@ def test_join_teaches_and_enrols(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_join_refusals(tmp_path: Path) -> None:
-    ours = asdict(Fingerprint.of(tiny_config()))
+JOINS_REFUSED: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
+    ({"protocol_version": 2}, CODE.FAILED_PRECONDITION, "protocol"),
+    ({"fingerprint": {"seed": 7}}, CODE.FAILED_PRECONDITION, "seed"),
+    ({"fingerprint": {"dimension": 9}}, CODE.FAILED_PRECONDITION, "9 parameters"),
+    ({"fingerprint": {"weights_digest": bytes(32)}}, CODE.FAILED_PRECONDITION, "weights"),
+    ({"fingerprint": {"tables_digest": bytes(32)}}, CODE.FAILED_PRECONDITION, "tables"),
+    ({"fingerprint": {"run_id": bytes(32)}}, CODE.FAILED_PRECONDITION, "run"),
+    ({"codecs": [pb.CODEC_INT16]}, CODE.FAILED_PRECONDITION, "CODEC_RAW"),
+    ({"state_codecs": []}, CODE.FAILED_PRECONDITION, "STATE_CODEC_KEYFRAME"),
+    ({"client_name": ""}, CODE.INVALID_ARGUMENT, "name"),
+    ({"client_name": "x" * 65}, CODE.INVALID_ARGUMENT, "name"),
+    ({"client_name": "a\nb"}, CODE.INVALID_ARGUMENT, "name"),
+    ({"client_name": "x" * 100_000}, CODE.INVALID_ARGUMENT, "name"),
+    ({"instance": b"short"}, CODE.INVALID_ARGUMENT, "16 bytes"),
+    ({"client_name": "ann", "instance": bytes(16)}, CODE.ALREADY_EXISTS, "ann"),
+]
 
-    def altered(**changes: Any) -> dict[str, Any]:
-        return {"fingerprint": pb.Fingerprint(**{**ours, **changes})}
 
-    cases: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
-        ({"protocol_version": 2}, CODE.FAILED_PRECONDITION, "protocol"),
-        (altered(seed=7), CODE.FAILED_PRECONDITION, "seed"),
-        (altered(dimension=9), CODE.FAILED_PRECONDITION, "9 parameters"),
-        (altered(weights_digest=bytes(32)), CODE.FAILED_PRECONDITION, "weights"),
-        (altered(tables_digest=bytes(32)), CODE.FAILED_PRECONDITION, "tables"),
-        (altered(run_id=bytes(32)), CODE.FAILED_PRECONDITION, "run"),
-        ({"codecs": [pb.CODEC_INT16]}, CODE.FAILED_PRECONDITION, "CODEC_RAW"),
-        ({"state_codecs": []}, CODE.FAILED_PRECONDITION, "STATE_CODEC_KEYFRAME"),
-        ({"client_name": ""}, CODE.INVALID_ARGUMENT, "name"),
-        ({"client_name": "x" * 65}, CODE.INVALID_ARGUMENT, "name"),
-        ({"client_name": "a\nb"}, CODE.INVALID_ARGUMENT, "name"),
-        ({"client_name": "x" * 100_000}, CODE.INVALID_ARGUMENT, "name"),
-        ({"instance": b"short"}, CODE.INVALID_ARGUMENT, "16 bytes"),
-        ({"client_name": "ann", "instance": bytes(16)}, CODE.ALREADY_EXISTS, "ann"),
-    ]
-
+@pytest.mark.parametrize(
+    ("changes", "code", "says"), JOINS_REFUSED, ids=lambda value: str(value)[:40]
+)
+def test_join_refusals(
+    tmp_path: Path, changes: dict[str, Any], code: grpc.StatusCode, says: str
+) -> None:
     async def main() -> None:
         async with federation(tmp_path, joined=False) as (ann, bob, _):
             await ann.join()
             before = await snapshot(ann, tmp_path)
-            for changes, code, text in cases:
-                error = await refused(bob.join(**changes), code)
-                assert text in (error.details() or ""), changes
-                assert await snapshot(ann, tmp_path) == before
+            request = dict(changes)
+            if "fingerprint" in changes:
+                fields = {**asdict(bob.fingerprint), **changes["fingerprint"]}
+                request["fingerprint"] = pb.Fingerprint(**fields)
+            error = await refused(bob.join(**request), code)
+            assert says in (error.details() or "")
+            assert await snapshot(ann, tmp_path) == before
 
     asyncio.run(main())
 
@@ -132,9 +110,6 @@ def test_partitions_survive_a_restart(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-# Sessions
-
-
 def test_every_call_but_two_needs_a_session(tmp_path: Path) -> None:
     async def main() -> None:
         async with federation(tmp_path) as (ann, bob, _):
@@ -168,9 +143,6 @@ def test_a_silent_client_loses_its_lease(tmp_path: Path) -> None:
             await refused(ann.await_round(0), CODE.UNAUTHENTICATED)
 
     asyncio.run(main())
-
-
-# AwaitRound and FetchState
 
 
 def test_await_round_answers_when_there_is_something_to_do(tmp_path: Path) -> None:
@@ -225,191 +197,3 @@ def test_fetch_state(tmp_path: Path) -> None:
             assert new.digest() == assignment.state_digest
 
     asyncio.run(main())
-
-
-# SubmitUpdate
-
-
-def test_submit_refusals_change_nothing(tmp_path: Path) -> None:
-    config = tiny_config(alpha=0.3)
-
-    async def main() -> None:
-        async with federation(tmp_path, config) as (ann, bob, cleo):
-            assignment = await ann.assignment()
-            payload = ann.payload(0)
-            good = ann.header(assignment, payload)
-
-            def segments(index: int, **changes: Any) -> list[pb.Segment]:
-                altered = [pb.Segment.FromString(s.SerializeToString()) for s in good.segments]
-                for name, value in changes.items():
-                    setattr(altered[index], name, value)
-                return altered
-
-            def header(**changes: Any) -> pb.UpdateHeader:
-                return ann.header(assignment, payload, **changes)
-
-            def saying(**bits: float) -> pb.UpdateHeader:
-                return header(report=pb.ClientReport(examples=10, loss=0.5, **bits))
-
-            other = ann.payload(0, "other")
-            long = payload + b"\0"
-            longer = ann.header(
-                assignment,
-                long,
-                segments=segments(1, payload_bytes=good.segments[1].payload_bytes + 1),
-            )
-            less = good.segments[0].payload_bytes - 1
-            shorter = ann.header(assignment, payload[1:], segments=segments(0, payload_bytes=less))
-            padded = b"\xff" * good.segments[0].payload_bytes + payload[less + 1 :]
-            bad_bits = ann.header(assignment, padded)
-            invalid, precondition = CODE.INVALID_ARGUMENT, CODE.FAILED_PRECONDITION
-            cases: list[tuple[str, pb.UpdateHeader | None, list[bytes], grpc.StatusCode]] = [
-                ("no message", None, [], invalid),
-                ("no header", None, [payload], invalid),
-                ("another run", header(run_id=bytes(32)), [payload], precondition),
-                ("a later round", header(round=1), [payload], precondition),
-                ("another rank", header(rank=1), [payload], precondition),
-                ("another cohort", header(cohort_size=2), [payload], precondition),
-                ("no digest", header(payload_digest=b""), [payload], invalid),
-                ("no segments", header(segments=[]), [payload], invalid),
-                ("one segment", header(segments=segments(0)[:1]), [payload], invalid),
-                ("swapped", header(segments=segments(0)[::-1]), [payload], invalid),
-                ("kind", header(segments=segments(0, kind=2)), [payload], invalid),
-                ("codec", header(segments=segments(0, codec=2)), [payload], invalid),
-                ("offset", header(segments=segments(1, offset=1)), [payload], invalid),
-                ("count", header(segments=segments(1, count=1)), [payload], invalid),
-                ("too large", longer, [long], CODE.RESOURCE_EXHAUSTED),
-                (
-                    "huge",
-                    header(segments=segments(0, payload_bytes=2**63)),
-                    [payload],
-                    CODE.RESOURCE_EXHAUSTED,
-                ),
-                ("declared too short", shorter, [payload[1:]], invalid),
-                ("cut short", good, [payload[:-1]], invalid),
-                ("nothing", good, [], invalid),
-                ("more than declared", good, [payload, b"\0"], invalid),
-                ("damaged", good, [other], invalid),
-                ("bits beyond the last", bad_bits, [padded], invalid),
-                ("NaN bits", saying(cross_entropy_bits=nan, kl_bits=0), [payload], invalid),
-                ("NaN divergence", saying(cross_entropy_bits=1, kl_bits=nan), [payload], invalid),
-                ("infinite bits", saying(cross_entropy_bits=inf, kl_bits=0), [payload], invalid),
-                ("17 bits", saying(cross_entropy_bits=17, kl_bits=0), [payload], invalid),
-                ("negative bits", saying(cross_entropy_bits=1, kl_bits=-1), [payload], invalid),
-                ("half of it", saying(kl_bits=0), [payload], invalid),
-                ("beyond gRPC's limit", good, [bytes(1 << 21)], CODE.RESOURCE_EXHAUSTED),
-            ]
-            before = await snapshot(ann, tmp_path)
-            for what, head, chunks, code in cases:
-                error = await refused(ann.send(head, *chunks), code)
-                if what in ("a later round", "another rank"):
-                    assert ("prism-round", "0") in tuple(error.trailing_metadata() or ()), what
-                assert await snapshot(ann, tmp_path) == before, what
-            twice = ann.stub.SubmitUpdate(metadata=ann.metadata)
-            await twice.write(pb.UpdateChunk(header=good))
-            await twice.write(pb.UpdateChunk(header=good))
-            await refused(twice, invalid)
-            assert await snapshot(ann, tmp_path) == before
-
-            # In pieces of any size it is taken, once.
-            pieces = [payload[i : i + 7] for i in range(0, len(payload), 7)]
-            reply = await ann.send(good, *pieces)
-            assert (reply.round, reply.duplicate) == (0, False)
-            before = await snapshot(ann, tmp_path)
-            assert (await ann.send(good, payload)).duplicate
-            assert (await ann.send(good)).duplicate, "the digest says enough"
-            await refused(ann.submit(assignment, "other"), CODE.ALREADY_EXISTS)
-            assert await snapshot(ann, tmp_path) == before
-
-            dora = RawClient(config, ann.channel, "dora")
-            await dora.join()
-            await refused(dora.submit(assignment), CODE.PERMISSION_DENIED)
-            assert "dora" not in "".join((await dora.await_round(0)).wait.reason)
-            for client in (bob, cleo):
-                await client.submit(await client.assignment())
-            while (await ann.status()).round == 0:
-                await ann.await_round(20)
-            error = await refused(ann.send(good, payload), CODE.FAILED_PRECONDITION)
-            assert ("prism-round", "1") in tuple(error.trailing_metadata() or ())
-
-    asyncio.run(main())
-
-
-def test_same_update_at_the_same_time_goes_in_once(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with federation(tmp_path) as (ann, *_):
-            assignment = await ann.assignment()
-            calls = [ann.submit(assignment) for _ in range(8)]
-            results = await asyncio.gather(*calls, return_exceptions=True)
-            fresh = [r for r in results if isinstance(r, pb.SubmitUpdateResponse)]
-            assert sum(not r.duplicate for r in fresh) <= 1
-            for error in results:
-                if isinstance(error, grpc.aio.AioRpcError):
-                    assert error.code() is CODE.ALREADY_EXISTS, "a newer call took over"
-            assert fresh, "the newest call gets through"
-            assert (await ann.submit(assignment)).duplicate
-            log = (tmp_path / "journal" / "round-000000.log").read_bytes()
-            assert log.count(b'"kind": "update"') == 1
-
-    asyncio.run(main())
-
-
-def test_different_updates_at_the_same_time_leave_one(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with federation(tmp_path) as (ann, *_):
-            assignment = await ann.assignment()
-            calls = [ann.submit(assignment, salt=str(i)) for i in range(8)]
-            results = await asyncio.gather(*calls, return_exceptions=True)
-            won = [i for i, r in enumerate(results) if isinstance(r, pb.SubmitUpdateResponse)]
-            assert len(won) == 1
-            for error in results:
-                if isinstance(error, grpc.aio.AioRpcError):
-                    assert error.code() is CODE.ALREADY_EXISTS
-            assert (await ann.submit(assignment, salt=str(won[0]))).duplicate
-            log = (tmp_path / "journal" / "round-000000.log").read_bytes()
-            assert log.count(b'"kind": "update"') == 1
-
-    asyncio.run(main())
-
-
-def test_an_upload_that_broke_off_may_be_sent_again(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with federation(tmp_path) as (ann, *_):
-            assignment = await ann.assignment()
-            payload = ann.payload(0)
-            header = ann.header(assignment, payload)
-            for salt in ("a", "b"):
-                broken = ann.stub.SubmitUpdate(metadata=ann.metadata)
-                await broken.write(pb.UpdateChunk(header=ann.header(assignment, salt.encode())))
-                await broken.write(pb.UpdateChunk(data=payload[:3]))
-                if salt == "a":
-                    broken.cancel()
-            await insist(lambda: ann.send(header, payload))
-            # The call that still hung is told that it is too late.
-            await broken.done_writing()
-            await refused(broken, CODE.ALREADY_EXISTS)
-
-    asyncio.run(main())
-
-
-def test_deadline_closes_with_quorum_and_reopens_without(tmp_path: Path) -> None:
-    config = tiny_config(rounds=2, round={"quorum": 0.6, "deadline_seconds": 0.5})
-
-    async def main() -> None:
-        async with federation(tmp_path, config) as (ann, bob, cleo):
-            await ann.submit(await ann.assignment())
-            # Alone it is below quorum: it is asked again, and so are the others.
-            again = await ann.assignment()
-            assert again.round == 0
-            await ann.submit(again)
-            await bob.submit(await bob.assignment())
-            while (assignment := await cleo.assignment()).round == 0:
-                poll = await ann.await_round(20)
-                if poll.HasField("assignment") and poll.assignment.round == 0:
-                    await ann.submit(poll.assignment)
-                    await bob.submit(await bob.assignment())
-            assert assignment.round == 1
-
-    asyncio.run(main())
-    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
-    assert line["clients"] == 2 and line["seconds"] >= 0.5

@@ -1,0 +1,45 @@
+"""A tiny run under a privacy mechanism, and what a new client process trains on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.loss import Moments
+from client.privacy_guard import Guard
+from common.config import RunConfig, parse_config
+from common.data import load_images, open_source
+from common.encoders import load_encoder
+
+TINY = """
+rounds = 4
+[model]
+width = 1
+latent = 1
+image_size = 16
+[encoder]
+pool = 2
+[train]
+local_steps = 1
+batch_size = 4
+"""
+
+
+CPU = torch.device("cpu")
+IMAGES = load_images(open_source("digits"), np.arange(60), 16, 1)
+ENCODER = load_encoder("small", pool=2)
+
+
+def config(mechanism: str = "moments", *changes: str, **privacy: Any) -> RunConfig:
+    settings_ = [f"privacy.mechanism={mechanism}"]
+    settings_ += [f"privacy.{key}={value}" for key, value in privacy.items()]
+    return parse_config(TINY, [*settings_, *changes])
+
+
+def released(state: Path, run: RunConfig, images: Tensor = IMAGES, **options: Any) -> Moments:
+    """What a new client process trains on."""
+    guard = Guard(state, **options)
+    guard.agree(run)
+    return guard.moments(run, ENCODER, lambda: images.split(32), len(images), CPU)

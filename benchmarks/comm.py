@@ -41,9 +41,9 @@ from common.codecs import (
     selection_threshold,
     step_units,
 )
-from common.codecs.plain import unpack
 from common.config import CodecConfig
 from common.errors import DataError, PrismError
+from common.masks import unpack
 from common.state import PROB_ONE, THETA_MAX, THETA_MIN, Scores, logit, sigma
 from common.theory import MaskBits
 
@@ -179,12 +179,12 @@ def variance(state: State, name: str, share: float) -> float:
         q = probs / PROB_ONE
         truth += q / state.count
         plain += q * (1 - q) / state.count**2
-        mask = unpack(codec.sample(probs, context, np.random.default_rng([3, rank])), n)
+        mask = unpack(codec.sample(probs, context, np.random.default_rng([3, rank])))
         reference = codec.reference(context)
         if reference is None:
             estimate += mask / state.count
         else:
-            estimate += (mask.astype(np.float64) - unpack(reference, n)) * scale
+            estimate += (mask.astype(np.float64) - unpack(reference)) * scale
             estimate += sigma(context.scores) / PROB_ONE / state.count
     return float(((estimate - truth) ** 2).mean() / plain.mean())
 
@@ -195,7 +195,7 @@ def up(state: State, name: str, share: float, repeat: int) -> Row:
     mask = codec.sample(sigma(state.clients(0)), context, np.random.default_rng(4))
     payload, encode_seconds = timed(lambda: codec.encode(mask, context), repeat)
     decoded, decode_seconds = timed(lambda: codec.decode(payload, context), repeat)
-    _same(decoded, mask, name)
+    _same(unpack(decoded), unpack(mask), name)
     label = name if share == 1 else f"{name} x {share:g}"
     bits = 8 * len(payload) / context.size
     return Row(label, bits, encode_seconds, decode_seconds, variance(state, name, share))
@@ -211,7 +211,7 @@ def down(state: State, repeat: int) -> Iterator[Row]:
         reference = flips.reference(context)
         if reference is None:
             raise DataError("flips has no reference")
-        counts += unpack(mask, scores.size).astype(np.int32) - unpack(reference, scores.size)
+        counts += unpack(mask).astype(np.int32) - unpack(reference)
     n, clients = scores.size, state.count
     estimate = sigma(scores) + counts * PROB_ONE // clients
     target = logit(np.clip(estimate, THETA_MIN, THETA_MAX).astype(np.uint16))

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from common import masks
 from common.codecs import selection_threshold
 from common.config import RunConfig
 from common.layout import update_layout
@@ -87,9 +88,9 @@ def dynamic_lambda(config: RunConfig, state: GlobalState, target: Probs) -> int:
 def hamming(config: RunConfig, state: GlobalState, theta: Probs) -> int:
     """Positions in which a mask sampled from the state and one sampled from theta differ."""
     d, t = state.dimension, state.round
-    old = uniform16(d, config.seed, "mada-old", t) < sigma(state.scores)
-    new = uniform16(d, config.seed, "mada-new", t) < theta
-    return int(np.count_nonzero(old != new))
+    old = masks.pack(uniform16(d, config.seed, "mada-old", t) < sigma(state.scores))
+    new = masks.pack(uniform16(d, config.seed, "mada-new", t) < theta)
+    return masks.hamming(old, new)
 
 
 def advance(

@@ -16,6 +16,7 @@ import numpy as np
 from common.codecs import mask_codec, score_codec
 from common.config import RunConfig
 from common.layout import mask_context, update_layout
+from common.masks import Mask
 from common.server_update import (
     RoundCounts,
     advance,
@@ -25,7 +26,7 @@ from common.server_update import (
     rounded_ratio,
 )
 from common.state import LAMBDA_ONE, GlobalState, Scores
-from server.counters import MaskCounter, Packed
+from server.counters import MaskCounter
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class Aggregator(Protocol):
 class MaskContribution:
     """One client's mask and reference over the masked segment, and its scores."""
 
-    mask: Packed | None
-    reference: Packed | None
+    mask: Mask | None
+    reference: Mask | None
     scores: Scores | None
 
 

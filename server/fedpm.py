@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.codecs import Packed, mask_codec
+from common.codecs import mask_codec
 from common.config import RunConfig
 from common.layout import mask_context, update_layout
+from common.masks import Mask
 from common.server_update import RoundCounts, advance, estimate
 from common.state import LAMBDA_ONE, GlobalState
 from server.aggregate import Closed, Replay
@@ -31,7 +32,7 @@ class FedPMAggregator:
         self._codec = mask_codec(self._segment.codec)
         self._ones = MaskCounter(state.dimension)
 
-    def decode(self, payloads: Sequence[bytes], rank: int) -> Packed:
+    def decode(self, payloads: Sequence[bytes], rank: int) -> Mask:
         """See `Aggregator.decode`; one payload."""
         (payload,) = payloads
         context = mask_context(self._config, self._state, self._segment, rank, self._cohort_size)
@@ -39,7 +40,7 @@ class FedPMAggregator:
 
     def fold(self, contribution: object) -> None:
         """See `Aggregator.fold`."""
-        assert isinstance(contribution, np.ndarray)  # noqa: S101 - narrows the type
+        assert isinstance(contribution, Mask)  # noqa: S101 - narrows the type
         self._ones.add(contribution)
 
     def close(self) -> Closed:

@@ -20,6 +20,7 @@ from common import PROTOCOL_VERSION
 from common.config import RunConfig
 from common.fingerprint import Fingerprint
 from common.layout import update_layout
+from common.masks import pack
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationStub
 from common.seeding import derive
@@ -105,7 +106,7 @@ def random_payload(config: RunConfig, name: str, round_: int, salt: str = "") ->
         draw = np.random.Generator(np.random.Philox(int.from_bytes(key, "little")))
         if segment.kind == "mask":
             bits = draw.integers(0, 2, segment.count, dtype=np.uint8)
-            parts.append(np.packbits(bits, bitorder="little").tobytes())
+            parts.append(pack(bits).tobytes())
         elif segment.kind == "weight":
             parts.append(draw.normal(size=segment.count).astype("<f4").tobytes())
         else:

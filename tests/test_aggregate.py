@@ -16,6 +16,7 @@ from common.config import RunConfig
 from common.downlink import initial_state
 from common.errors import PayloadError
 from common.layout import mask_context, update_layout
+from common.masks import pack
 from common.seeding import uniform16
 from common.state import LAMBDA_ONE, PROB_ONE, SCORE_UNIT, GlobalState, sigma
 from server.aggregate import Closed
@@ -23,10 +24,6 @@ from server.counters import MaskCounter
 from server.methods import make_aggregator
 
 Bits = NDArray[np.uint8]
-
-
-def pack(bits: Bits) -> NDArray[np.uint8]:
-    return np.packbits(bits, bitorder="little")
 
 
 @st.composite
@@ -70,9 +67,10 @@ def test_partial_counters_merge(bits: Bits, cuts: list[int]) -> None:
 
 def test_counters_refuse_other_sizes() -> None:
     counter = MaskCounter(9)
-    for wrong in (np.zeros(1, np.uint8), np.zeros(3, np.uint8), np.zeros(2, np.int64)):
-        with pytest.raises(ValueError, match="packed mask of 9 bits"):
-            counter.add(wrong)
+    for wrong in (0, 8, 10, 16):
+        with pytest.raises(ValueError, match=f"mask of {wrong} bits to a counter of 9"):
+            counter.add(pack(np.ones(wrong, dtype=np.uint8)))
+    assert counter.masks == 0
     with pytest.raises(ValueError, match="9 and 8"):
         counter.merge(MaskCounter(8))
 

@@ -25,6 +25,7 @@ from common.downlink import StateStep, apply_steps, exact_step, initial_state, r
 from common.encoders import load_encoder
 from common.errors import PayloadError
 from common.layout import mask_context, update_layout
+from common.masks import pack, unpack
 from common.model.architecture import Architecture
 from common.model.export import build_model, load_model
 from common.model.frozen import frozen_weights
@@ -64,7 +65,7 @@ def test_fedpm_takes_the_mode_of_a_beta_posterior(codec: str) -> None:
     for rank in range(clients):
         context = mask_context(config, state, segment, rank, clients)
         mask = mask_codec(codec).sample(sigma(state.scores), context, rng)
-        masks.append(np.unpackbits(mask, count=segment.count, bitorder="little"))
+        masks.append(unpack(mask))
         updates.append(mask_codec(codec).encode(mask, context))
     closed = close(config, state, updates)
     ones = np.sum(masks, axis=0)
@@ -82,7 +83,7 @@ def test_fedpm_with_raw_masks_is_prism_dagger() -> None:
     state = initial_state(FEDPM)
     rng = np.random.default_rng(0)
     d = state.dimension
-    updates = [np.packbits(rng.integers(0, 2, d), bitorder="little").tobytes() for _ in range(3)]
+    updates = [pack(rng.integers(0, 2, d, dtype=np.uint8)).tobytes() for _ in range(3)]
     ours, theirs = close(FEDPM, state, updates), close(dagger, state, updates)
     assert ours.state.digest() == theirs.state.digest()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from common.codecs.base import CodecContext, MaskCodec, Packed, ScoreCodec, WeightCodec, Weights
+from common.codecs.base import CodecContext, MaskCodec, ScoreCodec, WeightCodec, Weights
 from common.codecs.difference import ErrorFeedbackCodec, ExactCodec, step_units
 from common.codecs.entropy import EntropyCodec
 from common.codecs.flips import FlipsCodec, selection_threshold
@@ -28,7 +28,6 @@ __all__ = [
     "WEIGHT_CODECS",
     "CodecContext",
     "MaskCodec",
-    "Packed",
     "ScoreCodec",
     "WeightCodec",
     "Weights",

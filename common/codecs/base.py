@@ -1,8 +1,4 @@
-"""What a codec may lean on, and what every codec offers.
-
-A mask is a packed uint8 array: ceil(n / 8) bytes, parameter i is bit i % 8 of byte i // 8,
-and the bits beyond n are zero.
-"""
+"""What a codec may lean on, and what every codec offers."""
 
 from __future__ import annotations
 
@@ -12,9 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from common.masks import Mask
 from common.state import Probs, Scores
 
-Packed = NDArray[np.uint8]
 Weights = NDArray[np.float32]
 
 
@@ -67,16 +63,16 @@ class MaskCodec(Protocol):
     exact: bool
     assumes: str
 
-    def sample(self, probs: Probs, context: CodecContext, private: np.random.Generator) -> Packed:
-        """Draw M ~ Bernoulli(probs / 65536); (n,) uint16 -> packed."""
+    def sample(self, probs: Probs, context: CodecContext, private: np.random.Generator) -> Mask:
+        """Draw M ~ Bernoulli(probs / 65536); (n,) uint16 -> n bits."""
 
-    def reference(self, context: CodecContext) -> Packed | None:
+    def reference(self, context: CodecContext) -> Mask | None:
         """R, the mask that both sides know, E[R] = theta; None without a control variate."""
 
-    def encode(self, mask: Packed, context: CodecContext) -> bytes:
+    def encode(self, mask: Mask, context: CodecContext) -> bytes:
         """The payload of a mask that `sample` drew in this context."""
 
-    def decode(self, payload: bytes, context: CodecContext) -> Packed:
+    def decode(self, payload: bytes, context: CodecContext) -> Mask:
         """The mask of a payload.
 
         Raises:

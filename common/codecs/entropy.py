@@ -7,8 +7,9 @@ from typing import Final
 import numpy as np
 
 from common.codecs import coder
-from common.codecs.base import CodecContext, Packed
-from common.codecs.plain import check_mask, pack, sample_private, unpack
+from common.codecs.base import CodecContext
+from common.codecs.plain import sample_private
+from common.masks import Mask, check_size, pack, unpack
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.state import Probs, Scores
 
@@ -38,23 +39,22 @@ class EntropyCodec:
     exact = True
     assumes = "both sides hold the round's state"
 
-    def sample(self, probs: Probs, context: CodecContext, private: np.random.Generator) -> Packed:  # noqa: ARG002
+    def sample(self, probs: Probs, context: CodecContext, private: np.random.Generator) -> Mask:  # noqa: ARG002
         """See MaskCodec."""
         return sample_private(probs, private)
 
-    def reference(self, context: CodecContext) -> Packed | None:  # noqa: ARG002
+    def reference(self, context: CodecContext) -> Mask | None:  # noqa: ARG002
         """No control variate."""
         return None
 
-    def encode(self, mask: Packed, context: CodecContext) -> bytes:
+    def encode(self, mask: Mask, context: CodecContext) -> bytes:
         """See MaskCodec."""
-        check_mask(mask, context.size)
+        check_size(mask, context.size)
         shift = bin_shift(context.size, _FINE, 512)
-        bits = unpack(mask, context.size)
-        body = coder.encode(bits, score_bins(context.scores, shift), 1 << (16 - shift), 2)
+        body = coder.encode(unpack(mask), score_bins(context.scores, shift), 1 << (16 - shift), 2)
         return coder.seal(body, mask.tobytes(), context.size)
 
-    def decode(self, payload: bytes, context: CodecContext) -> Packed:
+    def decode(self, payload: bytes, context: CodecContext) -> Mask:
         """See MaskCodec."""
         shift = bin_shift(context.size, _FINE, 512)
         body = coder.unseal(payload, self.max_bytes(context.size), self.name)

@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.codecs import coder
-from common.codecs.base import CodecContext, Packed
+from common.codecs.base import CodecContext
 from common.codecs.entropy import score_bins
-from common.codecs.plain import check_mask, pack, unpack
 from common.errors import PayloadError
+from common.masks import Mask, check_size, pack, unpack
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.seeding import uniform16
 from common.state import PROB_ONE, Probs, Scores, logit_table, sigma
@@ -189,7 +189,7 @@ class FlipsCodec:
     exact = True
     assumes = "both sides hold the round's state and the run's seed"
 
-    def sample(self, probs: Probs, context: CodecContext, private: np.random.Generator) -> Packed:  # noqa: ARG002
+    def sample(self, probs: Probs, context: CodecContext, private: np.random.Generator) -> Mask:  # noqa: ARG002
         """[u < Q] where this client sends, R elsewhere; no private randomness is needed."""
         u = dither(context)
         positions = selection(context)
@@ -199,20 +199,20 @@ class FlipsCodec:
         bits[positions] = u[positions] < probs[positions]
         return pack(bits)
 
-    def reference(self, context: CodecContext) -> Packed | None:
+    def reference(self, context: CodecContext) -> Mask | None:
         """R = [u < P]."""
         return pack(dither(context) < sigma(context.scores))
 
-    def encode(self, mask: Packed, context: CodecContext) -> bytes:
+    def encode(self, mask: Mask, context: CodecContext) -> bytes:
         """See MaskCodec.
 
         Raises:
-            PayloadError: not a packed mask of n parameters, or one that differs from R where
+            PayloadError: not a mask of n parameters, or one that differs from R where
                 this client sends nothing.
         """
-        check_mask(mask, context.size)
+        check_size(mask, context.size)
         sent = _Sent.of(context)
-        bits = unpack(mask, context.size)
+        bits = unpack(mask)
         if sent.positions is not None:
             self._check_unsent(mask, sent, context)
             bits = bits[sent.positions]
@@ -227,7 +227,7 @@ class FlipsCodec:
         body += coder.encode(flips, grid.coarsened[keys], grid.contexts, 2)
         return coder.seal(body, mask.tobytes(), context.size)
 
-    def decode(self, payload: bytes, context: CodecContext) -> Packed:
+    def decode(self, payload: bytes, context: CodecContext) -> Mask:
         """See MaskCodec."""
         body = coder.unseal(payload, self.max_bytes(context.size), self.name)
         if len(body) < _HEADER_BYTES:
@@ -253,9 +253,9 @@ class FlipsCodec:
         """See MaskCodec."""
         return coder.bound(n, _FINEST.contexts, 2) + _HEADER_BYTES
 
-    def _check_unsent(self, mask: Packed, sent: _Sent, context: CodecContext) -> None:
+    def _check_unsent(self, mask: Mask, sent: _Sent, context: CodecContext) -> None:
         differs = mask ^ pack(dither(context) < sigma(context.scores))
-        flips = unpack(differs, context.size)
+        flips = unpack(differs)
         if sent.positions is not None:
             flips[sent.positions] = 0
         if flips.any():

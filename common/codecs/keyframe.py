@@ -7,8 +7,9 @@ from typing import Final
 import numpy as np
 
 from common.codecs import coder
-from common.codecs.plain import check_length, pack
+from common.codecs.plain import check_length
 from common.errors import PayloadError
+from common.masks import from_bytes, pack, unpack
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.state import Scores
 
@@ -73,8 +74,8 @@ class KeyframeEntropyCodec:
         """
         body = coder.unseal(payload, self.max_bytes(n), self.name)
         shift = body[0] if body else 0
-        planes = -(-n // 8)
-        start = _HEADER_BYTES + shift * planes
+        size = -(-n // 8)
+        start = _HEADER_BYTES + shift * size
         if len(body) < start or shift not in _SHIFTS:
             raise PayloadError(f"{self.name} payload of {len(payload)} bytes is truncated")
         lowest, highest = (int(x) for x in np.frombuffer(body[1:_HEADER_BYTES], dtype="<i2"))
@@ -82,9 +83,9 @@ class KeyframeEntropyCodec:
             raise PayloadError(f"{self.name} payload has an impossible range of scores")
         symbols = coder.decode(body[start:], _one_context(n), 1, highest - lowest + 1)
         scores: Scores = ((symbols + lowest) << shift).astype(np.int16)
-        low = np.frombuffer(body[_HEADER_BYTES:start], dtype=np.uint8).reshape(shift, planes)
-        for bit, plane in enumerate(low):
-            bits = np.unpackbits(plane, count=n, bitorder="little")
+        for bit in range(shift):
+            plane = _HEADER_BYTES + bit * size
+            bits = unpack(from_bytes(body[plane : plane + size], n))
             scores |= bits.astype(np.int16) << np.int16(bit)
         coder.verify(payload, self._content(scores), scores.size, self.name)
         return scores

@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from common.codecs.base import CodecContext, Packed, Weights
+from common.codecs.base import CodecContext, Weights
 from common.errors import PayloadError
+from common.masks import Mask, check_size, from_bytes, pack
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.state import SCORE_UNIT, Probs, Scores
-
-
-def pack(bits: NDArray[np.bool_] | NDArray[np.uint8]) -> Packed:
-    """(n,) truth values -> (ceil(n / 8),) uint8, little-endian bits."""
-    return np.packbits(bits, bitorder="little")
-
-
-def unpack(mask: Packed, n: int) -> NDArray[np.uint8]:
-    """(ceil(n / 8),) uint8 -> (n,) uint8 of 0 and 1."""
-    return np.unpackbits(mask, count=n, bitorder="little")
-
-
-def check_mask(mask: Packed, n: int) -> None:
-    """Refuse an array that is not a packed mask of n parameters.
-
-    Raises:
-        PayloadError: wrong length, or a bit beyond parameter n is set.
-    """
-    if mask.shape != (-(-n // 8),):
-        raise PayloadError(f"mask of {mask.size} bytes; {n} parameters take {-(-n // 8)}")
-    if n % 8 and int(mask[-1]) >> (n % 8):
-        raise PayloadError(f"mask has bits set beyond its {n} parameters")
 
 
 def check_length(payload: bytes, n: int, itemsize: int, what: str) -> None:
@@ -45,8 +23,8 @@ def check_length(payload: bytes, n: int, itemsize: int, what: str) -> None:
         )
 
 
-def sample_private(probs: Probs, private: np.random.Generator) -> Packed:
-    """Draw M ~ Bernoulli(probs / 65536) from private randomness; (n,) uint16 -> packed."""
+def sample_private(probs: Probs, private: np.random.Generator) -> Mask:
+    """Draw M ~ Bernoulli(probs / 65536) from private randomness; (n,) uint16 -> n bits."""
     u = private.integers(0, 1 << 16, size=probs.size, dtype=np.uint16)
     return pack(u < probs)
 
@@ -59,24 +37,22 @@ class RawCodec:
     exact = True
     assumes = "nothing"
 
-    def sample(self, probs: Probs, context: CodecContext, private: np.random.Generator) -> Packed:  # noqa: ARG002
+    def sample(self, probs: Probs, context: CodecContext, private: np.random.Generator) -> Mask:  # noqa: ARG002
         """See MaskCodec."""
         return sample_private(probs, private)
 
-    def reference(self, context: CodecContext) -> Packed | None:  # noqa: ARG002
+    def reference(self, context: CodecContext) -> Mask | None:  # noqa: ARG002
         """No control variate."""
         return None
 
-    def encode(self, mask: Packed, context: CodecContext) -> bytes:
+    def encode(self, mask: Mask, context: CodecContext) -> bytes:
         """See MaskCodec."""
-        check_mask(mask, context.size)
+        check_size(mask, context.size)
         return mask.tobytes()
 
-    def decode(self, payload: bytes, context: CodecContext) -> Packed:
+    def decode(self, payload: bytes, context: CodecContext) -> Mask:
         """See MaskCodec."""
-        mask = np.frombuffer(payload, dtype=np.uint8)
-        check_mask(mask, context.size)
-        return mask.copy()
+        return from_bytes(payload, context.size)
 
     def max_bytes(self, n: int) -> int:
         """See MaskCodec; every payload has this length."""

@@ -11,6 +11,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from common.masks import pack
 from common.model.architecture import Architecture, LayerSpec
 from common.seeding import bits
 
@@ -34,5 +35,5 @@ def weights_digest(architecture: Architecture, seed: int) -> bytes:
     sha = hashlib.sha256()
     for index, layer in enumerate(architecture.layers):
         sha.update(f"{layer.name}:{layer.kind}:{layer.shape}:{layer.fan_in};".encode())
-        sha.update(np.packbits(layer_signs(seed, index, layer), bitorder="little").tobytes())
+        sha.update(pack(layer_signs(seed, index, layer)).tobytes())
     return sha.digest()

@@ -15,6 +15,7 @@ from common.downlink import initial_state
 from common.errors import ModelFileError, RunMismatch
 from common.fingerprint import Fingerprint
 from common.layout import update_layout
+from common.masks import Mask
 from common.model.architecture import Architecture, LayerSpec
 from common.model.export import build_model, load_model
 from common.model.frozen import frozen_weights, weights_digest
@@ -186,6 +187,12 @@ def test_every_damaged_model_file_is_refused(tmp_path: Path) -> None:
         replace(built, architecture=replace(built.architecture, **change)).save(path)
         with pytest.raises(ModelFileError, match="no consistent model"):
             load_model(path)
+    assert isinstance(built.parameters, Mask)
+    longer = built.parameters + Mask("1")
+    assert len(longer.tobytes()) == len(built.parameters.tobytes()), "one more bit, not byte"
+    replace(built, parameters=longer).save(path)
+    with pytest.raises(ModelFileError, match="no consistent model"):
+        load_model(path)
     with pytest.raises(ModelFileError, match="no model at"):
         load_model(tmp_path / "none.prism")
 

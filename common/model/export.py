@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.config import ModelConfig, RunConfig
-from common.errors import ModelFileError
+from common.errors import ModelFileError, PayloadError
 from common.files import write_atomically
+from common.masks import Mask, from_bytes, pack, unpack
 from common.model.architecture import Architecture
 from common.model.frozen import frozen_weights
 from common.model.generator import FixedStatistics, calibrate, generate, normalised_widths
@@ -37,7 +38,7 @@ class ExportedModel:
         architecture: shapes.
         seed: rebuilds the frozen weights.
         round: rounds that it was trained for.
-        parameters: (ceil(d / 8),) uint8 packed mask, or (d,) float32 trained weights.
+        parameters: the mask of d bits, or (d,) float32 trained weights.
         means: calibrated normalisation means, all sites concatenated, float32.
         variances: likewise.
     """
@@ -45,14 +46,14 @@ class ExportedModel:
     architecture: Architecture
     seed: int
     round: int
-    parameters: NDArray[np.uint8] | NDArray[np.float32]
+    parameters: Mask | NDArray[np.float32]
     means: NDArray[np.float32]
     variances: NDArray[np.float32]
 
     def sample(self, n: int, seed: int = 0, batch: int = 256) -> Tensor:
         """(n, channels, size, size) uint8 images; equal seeds give equal images."""
         noise = torch.Generator().manual_seed(seed)
-        weights = self._weights()
+        weights = _weights(self.architecture, self.seed, self.parameters)
         statistics = self._statistics()
         images = []
         with torch.no_grad():
@@ -77,16 +78,11 @@ class ExportedModel:
         write_atomically(path, safetensors.numpy.save(tensors, metadata=metadata))
 
     def _tensors(self) -> dict[str, NDArray[Any]]:
-        name = "mask" if self.parameters.dtype == np.uint8 else "weights"
-        return {name: self.parameters, "means": self.means, "variances": self.variances}
-
-    def _weights(self) -> Tensor:
-        d = self.architecture.dimension
-        if self.parameters.dtype == np.float32:
-            return torch.from_numpy(self.parameters)
-        packed = self.parameters.view(np.uint8)
-        mask = np.unpackbits(packed, count=d, bitorder="little").astype(np.float32)
-        return torch.from_numpy(frozen_weights(self.architecture, self.seed) * mask)
+        statistics = {"means": self.means, "variances": self.variances}
+        if isinstance(self.parameters, Mask):
+            packed = np.frombuffer(self.parameters.tobytes(), dtype=np.uint8)
+            return {"mask": packed, **statistics}
+        return {"weights": self.parameters, **statistics}
 
     def _statistics(self) -> FixedStatistics:
         widths = normalised_widths(self.architecture)
@@ -99,13 +95,8 @@ class ExportedModel:
 def build_model(config: RunConfig, state: GlobalState) -> ExportedModel:
     """Draw the final mask from a state and calibrate its normalisation."""
     architecture = Architecture.of(config.model)
-    if state.values.dtype == np.float32:
-        parameters: NDArray[Any] = np.array(state.values)
-        weights = torch.from_numpy(parameters)
-    else:
-        mask = _final_mask(config, state)
-        parameters = np.packbits(mask, bitorder="little")
-        weights = torch.from_numpy(frozen_weights(architecture, config.seed) * mask)
+    parameters = _final_parameters(config, state)
+    weights = _weights(architecture, config.seed, parameters)
     noise = torch.Generator().manual_seed(derive_seed(config.seed, "calibration", state.round))
     statistics = calibrate(architecture, weights, noise)
     return ExportedModel(
@@ -118,11 +109,22 @@ def build_model(config: RunConfig, state: GlobalState) -> ExportedModel:
     )
 
 
-def _final_mask(config: RunConfig, state: GlobalState) -> NDArray[np.bool_]:
+def _final_parameters(config: RunConfig, state: GlobalState) -> Mask | NDArray[np.float32]:
+    if state.values.dtype == np.float32:
+        return state.weights.copy()
     if config.output.mask == "threshold":
-        return state.scores > 0
+        return pack(state.scores > 0)
     dither = uniform16(state.dimension, config.seed, "exported-mask", state.round)
-    return dither < sigma(state.scores)
+    return pack(dither < sigma(state.scores))
+
+
+def _weights(
+    architecture: Architecture, seed: int, parameters: Mask | NDArray[np.float32]
+) -> Tensor:
+    """(d,) float32: W * M of a mask, or the trained weights."""
+    if isinstance(parameters, Mask):
+        return torch.from_numpy(frozen_weights(architecture, seed) * unpack(parameters))
+    return torch.from_numpy(parameters)
 
 
 def load_model(path: Path) -> ExportedModel:
@@ -146,7 +148,7 @@ def load_model(path: Path) -> ExportedModel:
         if header.pop("digest", "") != _digest(header, tensors):
             raise ModelFileError(f"{path} is corrupt: its digest does not match its content")
         return _checked(header, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, PayloadError) as error:
         raise ModelFileError(f"{path} holds no consistent model") from error
 
 
@@ -164,7 +166,7 @@ def _checked(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> 
         architecture,
         int(header["seed"]),
         int(header["round"]),
-        tensors[name],
+        from_bytes(tensors[name].tobytes(), d) if name == "mask" else tensors[name],
         tensors["means"],
         tensors["variances"],
     )

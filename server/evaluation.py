@@ -6,7 +6,6 @@ data by whoever owns them. Nothing of a client's data is needed here, and nothin
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -165,12 +164,6 @@ class Evaluation:
 
 class _StoppedError(Exception):
     """The server was told to stop meanwhile."""
-
-
-def last_evaluated(path: Path) -> int:
-    """Round of the last line of an evaluation file; 0 if it has none."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return int(json.loads(lines[-1])["round"]) if lines else 0
 
 
 def _log_failure(future: Future[None]) -> None:

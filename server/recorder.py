@@ -29,12 +29,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common.config import RunConfig
 from common.errors import ModelFileError
-from common.files import write_atomically
 from common.model.export import build_model, load_model
 from common.model.grid import image_grid, save_grid
 from common.state import GlobalState
 from common.theory import MaskBits, figures
-from server.evaluation import NO_EVALUATION, Evaluation, EvaluationOptions, last_evaluated
+from server.evaluation import NO_EVALUATION, Evaluation, EvaluationOptions
+from server.jsonl import cut_lines, last_round
 from server.metrics import Metrics
 
 SAMPLES: Final = 64
@@ -93,11 +93,11 @@ class Recorder:
         source = evaluated.open(config)
         self._out = out
         self._config = config
-        _cut_lines(out / "metrics.jsonl", lambda line: line["round"] < round_)
-        _cut_lines(out / "comm.jsonl", lambda _: True)
+        cut_lines(out / "metrics.jsonl", round_)
+        cut_lines(out / "comm.jsonl")
         self._metrics = (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._comm = (out / "comm.jsonl").open("a", encoding="utf-8", buffering=1)
-        if last is not None and _last_round(out / "metrics.jsonl") != last["round"]:
+        if last is not None and last_round(out / "metrics.jsonl") != last["round"]:
             self._metrics.write(json.dumps(last) + "\n")
         self._sums: dict[tuple[int, str, str, str], list[int]] = {}
         self._with_bits: set[tuple[int, str]] = set()
@@ -109,7 +109,7 @@ class Recorder:
         self._ended = False
         self._evaluation: Evaluation | None = None
         if source is not None:
-            _cut_lines(out / "evaluation.jsonl", lambda line: line["round"] <= round_)
+            cut_lines(out / "evaluation.jsonl", round_ + 1)
             self._evaluation = Evaluation(
                 config,
                 source,
@@ -143,7 +143,7 @@ class Recorder:
             self._draw_soon(state)
         self._ended = True
         lines = self._out / "evaluation.jsonl"
-        if self._evaluation is not None and last_evaluated(lines) != state.round:
+        if self._evaluation is not None and last_round(lines) != state.round:
             self._evaluation.soon(state)
 
     def close(self) -> None:
@@ -267,33 +267,3 @@ def _lower_priority() -> None:
     # On Linux the priority is a thread's own, and the threads that it starts inherit it.
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-
-
-def _cut_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the lines that are not to be kept, and what a crash left unreadable."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    kept = b"".join(
-        line
-        for line in data.splitlines(keepends=True)
-        if (content := _read_line(path, line)) is not None and keep(content)
-    )
-    if kept != data:
-        write_atomically(path, kept)
-
-
-def _read_line(path: Path, line: bytes) -> dict[str, Any] | None:
-    try:
-        content = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        log.warning("%s: dropped a line that was not written whole", path)
-        return None
-    return content
-
-
-def _last_round(path: Path) -> int | None:
-    lines = path.read_bytes().splitlines()
-    return int(json.loads(lines[-1])["round"]) if lines else None

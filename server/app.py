@@ -75,7 +75,7 @@ async def serve(
         client_ca: PEM certificates that client certificates must be signed by (mutual TLS).
         insecure: allow plain text on an address that is not loopback.
         reflection: answer gRPC reflection.
-        evaluated: which images the server has to hold the model against.
+        evaluated: which images the server has to compare the model with.
         ready: is told the port once the server answers.
 
     Raises:

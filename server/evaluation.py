@@ -1,4 +1,4 @@
-"""Holding the model against images that the server has, while the run goes on.
+"""Comparing the model with images that the server has, while the run goes on.
 
 The images are the server operator's own to use: public ones, or held out from the clients'
 data by whoever owns them. Nothing of a client's data is needed here, and nothing is sent.
@@ -7,10 +7,8 @@ data by whoever owns them. Nothing of a client's data is needed here, and nothin
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +19,7 @@ from common.errors import ConfigError
 from common.model.export import build_model
 from common.quality import NAMES, Evaluator, evaluator_of
 from common.state import GlobalState
+from server.latest import LatestWorker
 
 IMAGES: Final = 5000
 """Images of each side, at most."""
@@ -53,7 +52,7 @@ class EvaluationOptions:
         if self.data is None:
             if every:
                 raise ConfigError(
-                    f"output.evaluate_every = {every} needs images to hold the model against: "
+                    f"output.evaluate_every = {every} needs images to compare the model with: "
                     "give --eval-data"
                 )
             return None
@@ -72,15 +71,14 @@ NO_EVALUATION: Final = EvaluationOptions()
 
 
 class Evaluation:
-    """One thread of low priority that judges the latest state it was given.
+    """Evaluates the latest state that it was given, in a thread of low priority.
 
     Args:
         config: the run.
-        source: images to hold the model against.
+        source: images to compare the model with.
         features: that the distance is taken on.
-        out: the run's directory.
-        report: told of each evaluation, in the thread, with its line.
-        initializer: run in the thread first.
+        out: the run's directory; what was computed of the images is kept in its `cache`.
+        report: told in the thread of each evaluation, with its line of evaluation.jsonl.
     """
 
     def __init__(
@@ -90,7 +88,6 @@ class Evaluation:
         features: str,
         out: Path,
         report: Callable[[dict[str, Any]], None],
-        initializer: Callable[[], None],
     ) -> None:
         self._config = config
         self._source = source
@@ -98,41 +95,31 @@ class Evaluation:
         self._out = out
         self._report = report
         self._evaluator: Evaluator | None = None
-        self._wanted: GlobalState | None = None
-        self._lock = threading.Lock()
-        self._stopping = False
-        self._thread = ThreadPoolExecutor(1, "evaluation", initializer=initializer)
+        self._worker: LatestWorker[GlobalState] = LatestWorker("evaluation", self._run, _failed)
 
     def due(self, state: GlobalState) -> bool:
-        """Whether a state is one that is evaluated."""
+        """Whether a state is one that is evaluated: each `evaluate_every` rounds, and the last."""
         last = state.round == self._config.rounds
         return last or state.round % self._config.output.evaluate_every == 0
 
-    def soon(self, state: GlobalState) -> None:
-        """Judge a state, or a later one that comes before its turn."""
-        with self._lock:
-            queued, self._wanted = self._wanted is not None, state
-        if not queued:
-            self._thread.submit(self._run).add_done_callback(_log_failure)
+    def submit(self, state: GlobalState) -> None:
+        """Evaluate a state, or a later one that comes before its turn."""
+        self._worker.submit(state)
 
     def close(self, *, finish: bool) -> None:
-        """End the thread, after what is wanted or without it."""
-        self._stopping = not finish
-        self._thread.shutdown(wait=True)
+        """End the thread.
 
-    def _run(self) -> None:
-        with self._lock:
-            state, self._wanted = self._wanted, None
-        if state is None or self._stopping:
-            return
+        Args:
+            finish: whether the state that was submitted last is still evaluated.
+        """
+        self._worker.close(finish=finish)
+
+    def _run(self, state: GlobalState) -> None:
         started = time.monotonic()
-        try:
-            judge = self._judge()
-            images = build_model(self._config, state).sample(min(IMAGES, len(self._source)))
-            self._check_stopping()
-            quality = judge.evaluate(images).as_dict()
-        except _StoppedError:
-            return
+        judge = self._judge()
+        images = build_model(self._config, state).sample(min(IMAGES, len(self._source)))
+        self._worker.check()
+        quality = judge.evaluate(images).as_dict()
         seconds = round(time.monotonic() - started, 3)
         self._report({"round": state.round, **quality, "seconds": seconds})
         log.info(
@@ -153,21 +140,11 @@ class Evaluation:
                 self._config.channels,
                 self._features,
                 cache=self._out / "cache",
-                progress=lambda *_: self._check_stopping(),
+                progress=lambda *_: self._worker.check(),
             )
         return self._evaluator
 
-    def _check_stopping(self) -> None:
-        if self._stopping:
-            raise _StoppedError
 
-
-class _StoppedError(Exception):
-    """The server was told to stop meanwhile."""
-
-
-def _log_failure(future: Future[None]) -> None:
+def _failed(error: Exception) -> None:
     """What cannot be evaluated is no reason to stop the rounds, but one to say so."""
-    error = future.exception()
-    if error is not None:
-        log.error("could not evaluate the model: %s", error)
+    log.error("could not evaluate the model: %s", error)

@@ -2,43 +2,36 @@
 
     metrics.jsonl     one line a closed round
     comm.jsonl        one line a call and direction; polls and heartbeats one a round
-    tensorboard/      the metrics as scalars, and sample grids
-    samples.png       the latest grid
-    model.prism       the generator, as of the latest grid
-    evaluation.jsonl  one line an evaluation, where the server has images to hold it against
+    evaluation.jsonl  one line an evaluation, where the server has images of its own
+    tensorboard/      the metrics and evaluations as scalars, and sample grids
+    samples.png, model.prism: see `server.exporter`
 
-Everything runs in one thread of low priority, in order, so that no round waits for it;
-evaluations, which take longer, in another.
+Lines are written in one thread, in order. Drawing, exporting and evaluating take longer and
+have threads of their own. No round waits for any of them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
-import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from common.config import RunConfig
-from common.errors import ModelFileError
-from common.model.export import build_model, load_model
-from common.model.grid import image_grid, save_grid
+from common.model.grid import image_grid
 from common.state import GlobalState
 from common.theory import MaskBits, figures
 from server.evaluation import NO_EVALUATION, Evaluation, EvaluationOptions
+from server.exporter import Exporter
 from server.jsonl import cut_lines, last_round
+from server.latest import lower_priority
 from server.metrics import Metrics
-
-SAMPLES: Final = 64
-_NICE: Final = 10
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +69,7 @@ class Recorder:
         config: the run.
         round_: the round that the server (re)starts at; later lines of metrics are cut.
         last: the metrics of the round before, written if a crash lost them.
-        evaluated: which images the server has to hold the model against.
+        evaluated: which images the server has to compare the model with.
 
     Raises:
         ConfigError, DataError: those images cannot be used; see `EvaluationOptions.open`.
@@ -91,8 +84,8 @@ class Recorder:
         evaluated: EvaluationOptions = NO_EVALUATION,
     ) -> None:
         source = evaluated.open(config)
-        self._out = out
-        self._config = config
+        self._rounds = config.rounds
+        self._evaluations = out / "evaluation.jsonl"
         cut_lines(out / "metrics.jsonl", round_)
         cut_lines(out / "comm.jsonl")
         self._metrics = (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
@@ -102,21 +95,21 @@ class Recorder:
         self._sums: dict[tuple[int, str, str, str], list[int]] = {}
         self._with_bits: set[tuple[int, str]] = set()
         self._events: SummaryWriter | None = None
-        self._wanted: GlobalState | None = None
-        self._lock = threading.Lock()
-        self._thread = ThreadPoolExecutor(1, "recorder", initializer=_lower_priority)
-        self._do(self._open_events, round_)
+        self._thread = ThreadPoolExecutor(1, "recorder", initializer=lower_priority)
+        self._do(self._open_events, out / "tensorboard", round_)
         self._ended = False
+        self._exporter = Exporter(
+            config, out, lambda drawn, images: self._do(self._write_samples, drawn, images)
+        )
         self._evaluation: Evaluation | None = None
         if source is not None:
-            cut_lines(out / "evaluation.jsonl", round_ + 1)
+            cut_lines(self._evaluations, round_ + 1)
             self._evaluation = Evaluation(
                 config,
                 source,
                 evaluated.features,
                 out,
                 lambda line: self._do(self._write_evaluation, line),
-                _lower_priority,
             )
 
     def traffic(self, traffic: Traffic) -> None:
@@ -124,35 +117,36 @@ class Recorder:
         self._do(self._write_traffic, traffic)
 
     def closed(self, metrics: Metrics, state: GlobalState) -> None:
-        """Note a closed round, and draw samples of the state to export if it is time."""
+        """Note a closed round; export and evaluate a state if it is time.
+
+        Args:
+            metrics: of the round.
+            state: to make a model of.
+        """
         self._do(self._write_metrics, metrics)
-        every = self._config.output.sample_every
-        if state.round == self._config.rounds or (every and state.round % every == 0):
-            self._draw_soon(state)
-        self._ended = state.round == self._config.rounds
+        if self._exporter.due(state):
+            self._exporter.submit(state)
         if self._evaluation is not None and self._evaluation.due(state):
-            self._evaluation.soon(state)
+            self._evaluation.submit(state)
+        self._ended = state.round == self._rounds
 
     def finish(self, state: GlobalState) -> None:
-        """Make sure that the final model is there, whatever an earlier life left undone."""
-        try:
-            done = load_model(self._out / "model.prism").round == state.round
-        except ModelFileError:
-            done = False
-        if not done:
-            self._draw_soon(state)
+        """Export and evaluate the final state if the previous process left that undone."""
+        if not self._exporter.done(state):
+            self._exporter.submit(state)
+        if self._evaluation is not None and last_round(self._evaluations) != state.round:
+            self._evaluation.submit(state)
         self._ended = True
-        lines = self._out / "evaluation.jsonl"
-        if self._evaluation is not None and last_round(lines) != state.round:
-            self._evaluation.soon(state)
 
     def close(self) -> None:
         """Write what is still to be written, and close the files.
 
-        An evaluation that is under way is finished where the run is, else given up.
+        What is to be exported is exported. What is to be evaluated is evaluated if the run has
+        ended, else given up.
         """
         if self._evaluation is not None:
             self._evaluation.close(finish=self._ended)
+        self._exporter.close()
         self._do(self._write_sums)
         self._thread.shutdown(wait=True)
         if self._events is not None:
@@ -163,8 +157,8 @@ class Recorder:
     def _do(self, job: Callable[..., None], *args: object) -> None:
         self._thread.submit(job, *args).add_done_callback(_report)
 
-    def _open_events(self, round_: int) -> None:
-        self._events = SummaryWriter(str(self._out / "tensorboard"), purge_step=round_)
+    def _open_events(self, directory: Path, round_: int) -> None:
+        self._events = SummaryWriter(str(directory), purge_step=round_)
 
     def _write_traffic(self, traffic: Traffic) -> None:
         if traffic.summed:
@@ -224,7 +218,7 @@ class Recorder:
                     self._events.add_scalar(name, value, metrics.round)
 
     def _write_evaluation(self, line: dict[str, Any]) -> None:
-        with (self._out / "evaluation.jsonl").open("a", encoding="utf-8") as lines:
+        with self._evaluations.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
         if self._events is not None:
             for name, value in line.items():
@@ -232,26 +226,10 @@ class Recorder:
                     self._events.add_scalar(f"evaluation/{name}", value, line["round"])
             self._events.flush()
 
-    def _draw_soon(self, state: GlobalState) -> None:
-        """Draw samples of a state, or of a later one that comes before their turn."""
-        with self._lock:
-            queued, self._wanted = self._wanted is not None, state
-        if not queued:
-            self._do(self._draw)
-
-    def _draw(self) -> None:
-        with self._lock:
-            state, self._wanted = self._wanted, None
-        if state is None:
-            return
-        model = build_model(self._config, state)
-        images = model.sample(SAMPLES, seed=0)
-        save_grid(images, self._out / "samples.png")
+    def _write_samples(self, round_: int, images: Tensor) -> None:
         if self._events is not None:
-            self._events.add_image("samples", image_grid(images), state.round)
+            self._events.add_image("samples", image_grid(images), round_)
             self._events.flush()
-        model.save(self._out / "model.prism")
-        log.info("samples of round %d: %s", state.round, self._out / "samples.png")
 
 
 def _report(future: Future[None]) -> None:
@@ -259,11 +237,3 @@ def _report(future: Future[None]) -> None:
     error = future.exception()
     if error is not None:
         log.error("could not write the run's outputs: %s", error, exc_info=error)
-
-
-def _lower_priority() -> None:
-    # Drawing is never urgent, and torch's threads would spin beside the clients' training.
-    torch.set_num_threads(1)
-    # On Linux the priority is a thread's own, and the threads that it starts inherit it.
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -29,7 +29,7 @@ class LayerSpec:
     """
 
     name: str
-    kind: Literal["conv", "transposed", "linear"]
+    kind: Literal["conv", "transposed"]
     shape: tuple[int, ...]
     fan_in: int
     offset: int

@@ -49,7 +49,6 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 _OPERATIONS: dict[str, Operation] = {
     "conv": lambda x, weight: F.conv2d(x, weight, padding=weight.shape[-1] // 2),
     "transposed": F.conv_transpose2d,
-    "linear": F.linear,
 }
 
 
@@ -73,7 +72,7 @@ def apply_layer(
 
     Args:
         layer: whose kind says which operation it is.
-        x: (B, C, H, W), or (B, C) for a linear layer.
+        x: (B, C, H, W).
         weight: W * M, of the layer's shape.
         operation: another form of the kind's operation.
     """

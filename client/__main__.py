@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from client.local_data import PartitionChoice, PrivateData, choose_device
-from client.loop import Client
-from client.messages import Security
-from client.privacy_guard import Guard
-from client.store import ClientStore
-from client.transport import Transport
-from common.address import check_security
+from common.command_line import DataDir, log_to_stderr
 from common.errors import PrismError
 
 
@@ -27,9 +18,7 @@ def client(
         str,
         typer.Option(help="Your images: digits, mnist, fmnist, cifar10, celeba, or folder:PATH."),
     ],
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where mnist, fmnist, cifar10 or celeba lie.")
-    ] = None,
+    data_dir: DataDir = None,
     partition: Annotated[
         str | None,
         typer.Option(
@@ -80,9 +69,17 @@ def client(
     prism client --server 127.0.0.1:7070 --data folder:photos --state client-state
     prism client --server fl.example.org:7070 --ca ca.pem --data mnist --data-dir data
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
-    )
+    import torch
+
+    from client.local_data import PartitionChoice, PrivateData, choose_device
+    from client.loop import Client
+    from client.messages import Security
+    from client.privacy_guard import Guard
+    from client.store import ClientStore
+    from client.transport import Transport
+    from common.address import check_security
+
+    log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if threads:
         torch.set_num_threads(threads)

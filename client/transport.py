@@ -15,7 +15,7 @@ import grpc
 
 from client.messages import Assignment, Finished, Joined, Report, Security, Wait
 from client.privacy_guard import MECHANISMS
-from common import PROTOCOL_VERSION, __version__, errors
+from common import PROTOCOL_VERSION, errors
 from common.address import is_loopback
 from common.codecs import MASK_CODECS, SCORE_CODECS, WEIGHT_CODECS
 from common.codecs.difference import MAX_CLIENTS
@@ -28,6 +28,7 @@ from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationStub
 from common.state import GlobalState
 from common.theory import figures
+from common.version import __version__
 
 CHUNK = 64 * 1024
 CALL_SECONDS = 20.0

@@ -1,48 +1,98 @@
-"""The `prism` command."""
+"""The `prism` command: nothing is imported but the subcommand that was asked for."""
 
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Iterable
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
+import typer.main
+from typer.core import TyperGroup
 
-COMMANDS = {
-    "run": "prism.commands.run",
-    "server": "server.__main__",
-    "client": "client.__main__",
-    "sample": "prism.commands.sample",
-    "evaluate": "prism.commands.evaluate",
-    "partition": "prism.commands.partition",
-    "privacy": "prism.commands.privacy",
-    "relay": "prism.commands.relay",
-    "comm": "prism.commands.comm",
+
+class Subcommand(NamedTuple):
+    """Where a subcommand lives, as a function of its own name, and that function's first line."""
+
+    module: str
+    help: str
+
+
+COMMANDS: Final = {
+    "run": Subcommand(
+        "prism.commands.run", "Run a whole federation on this machine, in real processes."
+    ),
+    "server": Subcommand(
+        "server.__main__", "Run the server: open rounds, aggregate updates, keep the state."
+    ),
+    "client": Subcommand(
+        "client.__main__", "Train on your own images with a server; the images stay here."
+    ),
+    "sample": Subcommand(
+        "prism.commands.sample", "Draw images from a model file; no server, no data needed."
+    ),
+    "evaluate": Subcommand(
+        "prism.commands.evaluate", "Compare a model's images with real ones, on named features."
+    ),
+    "partition": Subcommand(
+        "prism.commands.partition", "Show how a config divides its data set among the clients."
+    ),
+    "privacy": Subcommand(
+        "prism.commands.privacy", "Say what privacy holds for a client's images, and what does not."
+    ),
+    "relay": Subcommand(
+        "prism.commands.relay", "Pass TCP connections on and count the bytes, exactly."
+    ),
+    "comm": Subcommand(
+        "prism.commands.comm", "Show what a run cost in bytes, from the codec to the socket."
+    ),
 }
-"""Where each subcommand lives, as a function of its own name."""
+_QUIET: Final[dict[str, Any]] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 
-def build(names: Iterable[str]) -> typer.Typer:
-    """A command line with the subcommands of these names."""
-    app = typer.Typer(
-        name="prism",
-        help="Federated training of generative models: one-bit masks over gRPC.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-    )
-    # With a callback, typer keeps a lone subcommand a subcommand.
-    app.callback()(lambda: None)
-    for name in names:
-        app.command(name)(getattr(importlib.import_module(COMMANDS[name]), name))
+class _OnDemand(TyperGroup):
+    """Lists placeholders; whatever needs a subcommand's options imports that one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else subcommand(name), rest
+
+
+def subcommand(name: str) -> Any:
+    """The click command of this name, which must be in `COMMANDS`."""
+    alone = typer.Typer(add_completion=False, **_QUIET)
+    alone.command(name)(getattr(importlib.import_module(COMMANDS[name].module), name))
+    return typer.main.get_command(alone)
+
+
+def build() -> typer.Typer:
+    """The whole command line."""
+    app = typer.Typer(name="prism", cls=_OnDemand, no_args_is_help=True, **_QUIET)
+    app.callback()(_options)
+    for name, (_, short_help) in COMMANDS.items():
+        app.command(name, short_help=short_help)(lambda: None)
     return app
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from common.version import __version__
+
+        typer.echo(f"prism {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Train image generators where the images are: one-bit masks over gRPC."""
+
+
 def main() -> None:
-    """Run the command line, importing no more than the subcommand that was asked for."""
-    asked = sys.argv[1] if len(sys.argv) > 1 else ""
-    build([asked] if asked in COMMANDS else COMMANDS)()
+    """Run the command line."""
+    build()()
 
 
 if __name__ == "__main__":

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from common.config import load_config
+from common.command_line import DataDir, Override, log_to_stderr
 from common.errors import PrismError
-from server.app import serve
-from server.evaluation import EvaluationOptions
 
 
 def server(
@@ -22,10 +18,7 @@ def server(
     out: Annotated[
         Path, typer.Option(help="The run's directory; a run that is there already goes on.")
     ],
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a config key; repeatable."),
-    ] = None,
+    override: Override = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     client_ca: Annotated[
@@ -39,19 +32,17 @@ def server(
     eval_data: Annotated[
         str | None,
         typer.Option(
-            help="Images that the server may hold the model against, each output.evaluate_every "
+            help="Images that the server may compare the model with, each output.evaluate_every "
             "rounds: digits, mnist, fmnist, cifar10, celeba (their test part), or folder:PATH."
         ),
     ] = None,
-    eval_data_dir: Annotated[
-        Path | None, typer.Option(help="Where mnist, fmnist, cifar10 or celeba lie.")
-    ] = None,
+    eval_data_dir: DataDir = None,
     features: Annotated[
         str,
         typer.Option(help="With --eval-data: lenet (trained on those images), small, inception."),
     ] = "lenet",
 ) -> None:
-    """Orchestrate a run: wait for clients, open rounds, aggregate their updates.
+    """Run the server: open rounds, aggregate updates, keep the state.
 
     Stopped or killed at any moment, the same command takes the run up where it was.
 
@@ -60,9 +51,11 @@ def server(
     prism server run.toml --bind 0.0.0.0:7070 --out run --tls-cert cert.pem --tls-key key.pem
     prism server run.toml --bind 127.0.0.1:7070 --out run --eval-data mnist --eval-data-dir data
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
-    )
+    from common.config import load_config
+    from server.app import serve
+    from server.evaluation import EvaluationOptions
+
+    log_to_stderr()
     try:
         asyncio.run(
             serve(

@@ -23,8 +23,8 @@ from client.transport import Security, Transport
 from common.config import parse_config
 from common.errors import ConfigError, DataError, PrismError, StorageError
 from common.model.architecture import Architecture
+from prism.comm.report import apart, notes, report
 from prism.comm.traffic import DIRECTIONS, FRAMING, Ledger
-from prism.commands.comm import apart, notes, report
 
 TIMEOUT = 120
 CONFIG = """

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 import yaml
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperCommand, TyperOption
 
 from common.config import load_config
-from prism.__main__ import COMMANDS, build
+from prism.__main__ import COMMANDS, subcommand
 
 COMPOSE: dict[str, Any] = yaml.safe_load(Path("docker-compose.yml").read_text())
 DOCKERFILE = Path("Dockerfile").read_text()
@@ -24,9 +23,7 @@ def interpolate(text: str) -> str:
 
 
 def command_of(name: str) -> TyperCommand:
-    group = typer.main.get_command(build(COMMANDS))
-    assert isinstance(group, TyperGroup)
-    command = group.commands[name]
+    command = subcommand(name)
     assert isinstance(command, TyperCommand)
     return command
 

@@ -44,9 +44,13 @@ lease_seconds = 1.5
 [output]
 sample_every = 0
 """
-WAITING_CLIENT = (
-    "import sys; from client.__main__ import main; sys.argv += sys.stdin.readline().split(); main()"
-)
+WAITING_CLIENT = """
+import sys
+import client.local_data, client.loop, client.transport
+from client.__main__ import main
+sys.argv += sys.stdin.readline().split()
+main()
+"""
 """A client that has imported everything when its command line comes, and joins at once."""
 Process = subprocess.Popen[bytes]
 

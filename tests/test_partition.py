@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from common.config import DataConfig
 from common.data.partition import label_histogram, partition
 from common.errors import DataError
-from prism.commands.partition import plot_partition
+from prism.plot import plot_partition
 
 LABELS = np.repeat(np.arange(10, dtype=np.int64), 60)
 

@@ -127,7 +127,7 @@ def _weights(
     return torch.from_numpy(parameters)
 
 
-def load_model(path: Path) -> ExportedModel:
+def load_model(path: Path | str) -> ExportedModel:
     """Read a model file and check every part of it.
 
     Raises:

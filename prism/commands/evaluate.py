@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from common.data import open_source
+from common.command_line import DataDir
 from common.errors import PrismError
-from common.model.export import load_model
-from common.quality import evaluator_of
 
 
 def evaluate(
@@ -23,11 +18,9 @@ def evaluate(
         str,
         typer.Option(help="Real images: digits, mnist, fmnist, cifar10, celeba, or folder:PATH."),
     ],
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where mnist, fmnist, cifar10 or celeba lie.")
-    ] = None,
+    data_dir: DataDir = None,
     test: Annotated[
-        bool, typer.Option("--test", help="Hold against the test part, not the training part.")
+        bool, typer.Option("--test", help="Compare with the test part, not the training part.")
     ] = False,
     features: Annotated[
         str,
@@ -40,7 +33,7 @@ def evaluate(
     ),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Hold a model's images against real ones.
+    """Compare a model's images with real ones, on named features.
 
     A Frechet distance carries the name of its features, because it means nothing without:
     "FID (Inception)" is the published one, "FD (lenet)" and "FD (small)" are not.
@@ -49,6 +42,14 @@ def evaluate(
     prism evaluate runs/quickstart/model.prism --data digits
     prism evaluate runs/mnist/model.prism --data mnist --data-dir data --json
     """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from common.data import open_source
+    from common.model.export import load_model
+    from common.quality import evaluator_of
+
     try:
         exported = load_model(model)
         source = open_source(data, data_dir, train=not test)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from common.command_line import log_to_stderr
 from common.errors import ConfigError, PrismError
 from prism.relay.link import Link
 from prism.relay.shaping import Shape
@@ -42,18 +41,16 @@ def relay(
         Path | None, typer.Option(help="Write the address here while listening.")
     ] = None,
 ) -> None:
-    """Pass TCP connections on and count the bytes, exactly; TLS goes through untouched.
+    """Pass TCP connections on and count the bytes, exactly.
 
-    With --rate and --delay a fast link feels like a slow one, without root. Put it before a
-    server or before a client, and stop it with Ctrl-C.
+    TLS goes through untouched. With --rate and --delay a fast link feels like a slow one,
+    without root. Put it before a server or before a client, and stop it with Ctrl-C.
 
     \b
     prism relay --listen 127.0.0.1:7071 --to 127.0.0.1:7070 --log relay.jsonl
     prism relay --listen 0.0.0.0:7071 --to fl.example.org:7070 --rate 1mbit --delay 50ms
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
-    )
+    log_to_stderr()
     try:
         asyncio.run(_run(listen, to, Shape.parse(rate, delay), log, address_file))
     except PrismError as error:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from common.errors import ConfigError, PrismError
-from common.model.export import load_model
-from common.model.grid import save_grid
 
 
 def sample(
@@ -23,11 +20,16 @@ def sample(
         int, typer.Option(min=0, max=2**63 - 1, help="Equal seeds give equal images.")
     ] = 0,
 ) -> None:
-    """Draw images from a model file; no server and no data are needed.
+    """Draw images from a model file; no server, no data needed.
 
     \b
     prism sample runs/quickstart/model.prism -n 100 --out digits.png
     """
+    import numpy as np
+
+    from common.model.export import load_model
+    from common.model.grid import save_grid
+
     try:
         if out.suffix not in (".png", ".npz"):
             raise ConfigError(f"--out {out}: end it in .png or .npz")

@@ -57,7 +57,7 @@ class RunDisplay:
         self._metrics = _Tail(directory / "metrics.jsonl")
         self._traffic = _Tail(directory / "comm.jsonl")
         self._bytes: dict[int, dict[str, int]] = {}
-        # What an earlier life of the run left is shown, but not counted as done in this one.
+        # Rounds of a previous process are shown, but do not count for the time that is left.
         self._rounds = self._metrics.read()
         self._earlier = len(self._rounds)
         self._console = Console()

@@ -21,7 +21,7 @@ class Member:
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
         self.name, self.log = name, log
         with log.open("ab") as stream:
-            # What stands there is an earlier life's, or another process's.
+            # What stands there was written by a previous process.
             self._start = stream.tell()
             # Its own session: Ctrl-C in the terminal reaches this process alone, which then
             # stops the others in order.

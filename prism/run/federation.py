@@ -1,0 +1,130 @@
+"""A local federation: one server and N clients as processes of their own, watched to the end."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from common.config import RunConfig, load_config
+from common.errors import ConfigError
+from prism.relay.shaping import Shape
+from prism.run.display import RunDisplay
+from prism.run.processes import STOP_SECONDS, Member, Starter, processes
+
+
+def federate(
+    resolved: RunConfig,
+    config: Path,
+    changes: Sequence[str],
+    directory: Path,
+    client_options: Sequence[str],
+    relaying: Sequence[str] | None = None,
+    server_options: Sequence[str] = (),
+) -> None:
+    """Start the processes, show how the run goes, and leave none of them behind.
+
+    With options for relays, not None, each client reaches the server through a relay of its own.
+
+    Raises:
+        PrismError: a process ended early; with the last line that it wrote.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    address_file = directory / "address"
+    address_file.unlink(missing_ok=True)
+    count = resolved.data.clients
+    server_command = ["server", str(config), "--bind", "127.0.0.1:0", "--out", str(directory)]
+    server_command += [*server_options, *(f"--set={change}" for change in changes)]
+    with processes(directory / "logs") as start, RunDisplay(resolved, directory) as display:
+        server = start("server", server_command)
+        if not (address := _address(address_file, server)):
+            return
+        addresses = [address] * count
+        relays: list[Member] = []
+        if relaying is not None:
+            relays, addresses = _relays(start, address, directory / "relay", count, relaying)
+        clients = [
+            start(
+                f"client-{index}",
+                [
+                    *("client", "--server", addresses[index], "--name", f"client-{index}"),
+                    *("--partition", f"{index}/{count}"),
+                    *("--state", str(directory / "clients" / str(index))),
+                    *client_options,
+                ],
+            )
+            for index in range(count)
+        ]
+        while server.process.poll() is None:
+            for member in (*clients, *relays):
+                member.raise_if_failed()
+            display.refresh()
+            time.sleep(0.2)
+        server.raise_if_failed()
+        display.refresh()
+        with suppress(subprocess.TimeoutExpired):
+            for member in clients:
+                member.process.wait(STOP_SECONDS)
+
+
+def check_free(directory: Path, config: RunConfig) -> None:
+    """The checks of the server, before anything here touches what a live one needs.
+
+    Raises:
+        ConfigError: a server is using the directory, or it holds another run.
+    """
+    lock, held = directory / "server.lock", directory / "config.toml"
+    if lock.exists():
+        with lock.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"a server is using {directory}: stop it first, or choose another --out"
+                ) from None
+    if held.exists() and load_config(held).run_id() != config.run_id():
+        raise ConfigError(
+            f"{directory} holds another run: choose another --out, or its config.toml"
+        )
+
+
+def relay_options(relay: bool, rate: str | None, delay: str | None) -> list[str] | None:
+    """Options of the relays; None without. Raises ConfigError as the relays would."""
+    given = [("--rate", rate), ("--delay", delay)]
+    options = [word for name, value in given if value is not None for word in (name, value)]
+    if options and not relay:
+        raise ConfigError(f"{options[0]} shapes the relays: give --relay too")
+    Shape.parse(rate, delay)
+    return options if relay else None
+
+
+def _relays(
+    start: Starter, to: str, folder: Path, count: int, options: Sequence[str]
+) -> tuple[list[Member], list[str]]:
+    """One relay for each client, listening; and where."""
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"client-{index}.address" for index in range(count)]
+    relays = []
+    for index, file in enumerate(files):
+        file.unlink(missing_ok=True)
+        words = ["prism", "relay", "--to", to, "--address-file", str(file), *options]
+        log = folder / f"client-{index}.jsonl"
+        relays.append(start(f"relay-{index}", [*words, "--log", str(log)], last=True))
+    return relays, [_address(*pair) for pair in zip(files, relays, strict=True)]
+
+
+def _address(file: Path, member: Member) -> str:
+    """What a process that listens writes down; empty if it had nothing to do.
+
+    Raises:
+        PrismError: it failed.
+    """
+    while not file.exists():
+        member.raise_if_failed()
+        if member.process.poll() is not None:
+            return ""
+        time.sleep(0.05)
+    return file.read_text().strip()

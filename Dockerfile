@@ -9,7 +9,6 @@ COPY common common
 COPY server server
 COPY client client
 COPY prism prism
-COPY benchmarks benchmarks
 COPY configs configs
 RUN pip install --no-cache-dir -c constraints.txt torch==2.13.0 .
 

@@ -23,10 +23,11 @@ class Member:
         with log.open("ab") as stream:
             # What stands there was written by a previous process.
             self._start = stream.tell()
-            # Its own session: Ctrl-C in the terminal reaches this process alone, which then
-            # stops the others in order.
+            # -P: a file or folder of the same name in the current directory must not run instead
+            # of ours. Its own session: Ctrl-C in the terminal reaches this process alone, which
+            # then stops the others in order.
             self.process = subprocess.Popen(  # noqa: S603 - this project's own modules
-                [sys.executable, "-m", *command],
+                [sys.executable, "-P", "-m", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,

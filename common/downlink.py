@@ -112,7 +112,7 @@ def replay_step(config: RunConfig, state: GlobalState, payload: bytes) -> Global
     ones = EXACT.decode(payload[start:], clients, state.scores[:masked])
     counts = RoundCounts(clients, referenced, ones, mean_scores)
     target = estimate(config, state, counts)
-    return sharpened(config, advance(config, state, counts, target, lam))
+    return advance(config, state, counts, target, lam)
 
 
 def feedback_units(config: RunConfig) -> int:

@@ -1,7 +1,11 @@
 """From what a round counted to the next state, in integers: the server's step, and its replay.
 
+    target = estimate(counts)                     section 4.1 of the paper, 4.3 for alpha
+    lambda = dynamic_lambda(state, target)        section 4.2, where the run has MADA
+    next   = advance(state, target, lambda)       the move, then the round's sharpening
+
 The server runs this on what it folded; with the `exact` downlink a client runs it on the same
-integers and ends with the same state bit for bit (sections 4.1 to 4.3 of the paper).
+integers and ends with the same state bit for bit.
 """
 
 from __future__ import annotations
@@ -96,14 +100,27 @@ def hamming(config: RunConfig, state: GlobalState, theta: Probs) -> int:
 def advance(
     config: RunConfig, state: GlobalState, counts: RoundCounts, target: Probs, lam: int
 ) -> GlobalState:
-    """Move the state by lambda towards the estimate; uploaded scores move as scores."""
+    """Move the state by lambda towards the estimate, and sharpen it: what the round made of it.
+
+    Uploaded scores move as scores. With the error-feedback downlink sharpening is left to
+    `common.downlink.move_by_levels`: of this move that downlink sends a quantised part, and what
+    is sharpened is the state that was broadcast.
+
+    Args:
+        config: the run.
+        state: (d,) scores that the round started from.
+        counts: what the round's updates add up to.
+        target: (d,) uint16, the estimate made of them.
+        lam: lambda in units of 1/65536.
+    """
     scores, border = state.scores, counts.ones.size
     move = move_in_score_space if config.mada.space == "score" else move_in_probability_space
     new = np.empty_like(scores)
     new[:border] = move(scores[:border], target[:border], lam)
     s = scores[border:].astype(np.int64)
     new[border:] = s + (((counts.mean_scores - s) * lam + LAMBDA_ONE // 2) >> 16)
-    return GlobalState(state.round + 1, new)
+    moved = GlobalState(state.round + 1, new)
+    return moved if config.codec.down == "error-feedback" else sharpened(config, moved)
 
 
 def sharpened(config: RunConfig, state: GlobalState) -> GlobalState:

@@ -47,7 +47,8 @@ class Closed:
     """What closing a round gave.
 
     Attributes:
-        state: the state that the method wants next, before any lossy broadcast.
+        state: what the round made; the next state, unless the downlink is error feedback, which
+            sends a quantised part of the move and sharpens after it.
         lam: MADA's lambda in [0, 1]; 1 without MADA; None where the method has none.
         clients: updates that went in.
         replay: what an `exact` downlink sends; None where the method cannot be replayed.

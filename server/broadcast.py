@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from common.codecs import ERROR_FEEDBACK, KEYFRAME, KEYFRAME_ENTROPY
 from common.config import RunConfig
 from common.downlink import StateStep, exact_step, feedback_units, move_by_levels
-from common.server_update import sharpened
 from common.state import GlobalState
 from server.aggregate import Closed
 
@@ -54,7 +53,7 @@ class Broadcast:
             state, step = self._quantised(closed.state)
             self._links.append(_Link(base, step))
         else:
-            state = sharpened(self._config, closed.state)
+            state = closed.state
             if self._down == "exact" and closed.replay is not None:
                 step = exact_step(self.state, closed.replay.counts, closed.replay.lam)
                 self._links.append(_Link(base, step))

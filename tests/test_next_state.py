@@ -90,7 +90,10 @@ def states(config: RunConfig) -> Sequence[GlobalState]:
         for rank in range(CLIENTS):
             update = payloads(config, broadcast.state, rank)
             aggregator.fold(aggregator.decode(update, rank))
-        out.append(broadcast.publish(aggregator.close()))
+        closed = aggregator.close()
+        out.append(broadcast.publish(closed))
+        if config.codec.down != "error-feedback":
+            assert closed.state is broadcast.state, "the downlink loses and adds nothing"
         held = apply_steps(config, held, broadcast.steps((held.round, held.digest())))
         assert held.digest() == broadcast.digest
     return out

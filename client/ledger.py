@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from common.accounting import compose, gaussian_epsilon
 from common.errors import StorageError
+from common.files import write_atomically
 
 GENESIS: Final = "0" * 64
 
@@ -141,7 +142,7 @@ class Ledger:
                 file.write(line.encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            write_durably(self._head, mine.encode() + b"\n")
+            write_atomically(self._head, mine.encode() + b"\n")
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}") from error
 
@@ -156,21 +157,6 @@ class Ledger:
             f"{self.path} was tampered with ({how}): what was released from these images is no "
             "longer known, and no guarantee can be given"
         )
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace a file, whole or not at all, and wait until it and its name are on the disk."""
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _hash(raw: dict[str, Any], previous: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from client.ledger import Entry, Ledger, total_epsilon, write_durably
+from client.ledger import Entry, Ledger, total_epsilon
 from client.loss import Moments, real_moments
 from client.mechanisms import (
     LOUD_NOISE,
@@ -31,6 +31,7 @@ from client.mechanisms import (
 from common.config import RunConfig
 from common.encoders import FeatureEncoder
 from common.errors import PrivacyError, StorageError
+from common.files import write_atomically
 from common.state import GlobalState, Values
 
 MECHANISMS = ("moments", "mask-noise")
@@ -179,7 +180,7 @@ class Guard:
         content = _to_bytes(made)
         entry = replace(entry, release=hashlib.sha256(content).hexdigest())
         ledger.append(entry)
-        write_durably(ledger.release_path(entry.release or ""), content)
+        write_atomically(ledger.release_path(entry.release or ""), content)
         log.info(
             "released two moments of %d images once: epsilon %g, delta %g, record-level, "
             "replace-one, n public, entire run",

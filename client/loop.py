@@ -20,7 +20,7 @@ from client.methods import make_trainer
 from client.privacy_guard import Guard
 from client.store import ClientStore, MadeUpdate
 from client.transport import Transport
-from client.update import encode_update, update_bits, wire_codec
+from client.update import encode_update, update_bits
 from common.config import RunConfig, parse_config
 from common.downlink import apply_steps, initial_state
 from common.errors import (
@@ -34,7 +34,7 @@ from common.errors import (
     WrongRound,
 )
 from common.fingerprint import Fingerprint
-from common.layout import update_layout
+from common.layout import codec_of, update_layout
 from common.state import GlobalState
 
 SHORTEST_BEAT, LONGEST_BEAT = 0.05, 3600.0
@@ -149,7 +149,7 @@ class Client:
                 made = self._made = self._train(assignment, state)
             layout = update_layout(self._config)
             segments = [
-                (segment, wire_codec(segment), payload)
+                (segment, codec_of(segment).wire, payload)
                 for segment, payload in zip(layout, made.payloads, strict=True)
             ]
             run_id = self._fingerprint.run_id

@@ -6,7 +6,7 @@ import numpy as np
 
 from common.codecs import mask_codec, score_codec, weight_codec
 from common.config import RunConfig
-from common.layout import SegmentSpec, mask_context, update_layout
+from common.layout import mask_context, update_layout
 from common.seeding import derive_seed
 from common.state import GlobalState, Values, sigma
 from common.theory import MaskBits
@@ -65,10 +65,3 @@ def update_bits(config: RunConfig, state: GlobalState, values: Values) -> MaskBi
             theta_t, theta_k = (sigma(s.scores[segment.slice]) for s in (state, local))
             return MaskBits.of(theta_t, theta_k)
     return None
-
-
-def wire_codec(segment: SegmentSpec) -> int:
-    """The wire enum value of a segment's codec."""
-    if segment.kind == "mask":
-        return mask_codec(segment.codec).wire
-    return (score_codec if segment.kind == "score" else weight_codec)(segment.codec).wire

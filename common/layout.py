@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from common.codecs.base import CodecContext
+from common.codecs import (
+    CodecContext,
+    MaskCodec,
+    ScoreCodec,
+    WeightCodec,
+    mask_codec,
+    score_codec,
+    weight_codec,
+)
 from common.config import RunConfig
 from common.model.architecture import Architecture
 from common.state import GlobalState
@@ -50,6 +58,13 @@ def update_layout(config: RunConfig) -> tuple[SegmentSpec, ...]:
         SegmentSpec("score", config.codec.scores, border, d - border),
     )
     return tuple(segment for segment in segments if segment.count)
+
+
+def codec_of(segment: SegmentSpec) -> MaskCodec | ScoreCodec | WeightCodec:
+    """The codec that a segment of this run travels in."""
+    if segment.kind == "mask":
+        return mask_codec(segment.codec)
+    return (score_codec if segment.kind == "score" else weight_codec)(segment.codec)
 
 
 def mask_context(

@@ -8,23 +8,15 @@ of the tree become statuses in `interceptors`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Final
 
 from common import PROTOCOL_VERSION
-from common.codecs import (
-    MaskCodec,
-    ScoreCodec,
-    WeightCodec,
-    mask_codec,
-    score_codec,
-    weight_codec,
-)
 from common.downlink import StateStep
 from common.errors import PayloadError, PayloadTooLarge, ProtocolError, RunMismatch
 from common.fingerprint import Fingerprint
-from common.layout import SegmentSpec, update_layout
+from common.layout import codec_of, update_layout
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationServicer
 from server.engine import Engine
@@ -38,11 +30,6 @@ _KINDS: Final = {
     "mask": pb.SEGMENT_KIND_MASK,
     "score": pb.SEGMENT_KIND_SCORE,
     "weight": pb.SEGMENT_KIND_WEIGHT,
-}
-_CODECS: Final[dict[str, Callable[[str], MaskCodec | ScoreCodec | WeightCodec]]] = {
-    "mask": mask_codec,
-    "score": score_codec,
-    "weight": weight_codec,
 }
 _STATE_CODECS: Final = {
     "keyframe": frozenset({pb.STATE_CODEC_KEYFRAME}),
@@ -204,7 +191,7 @@ class FederationService(FederationServicer):
                 theirs.tables_digest,
             )
         )
-        needed = {_codec(segment).wire for segment in self._layout}
+        needed = {codec_of(segment).wire for segment in self._layout}
         if lacking := needed - set(request.codecs):
             names = ", ".join(pb.Codec.Name(pb.Codec.ValueType(wire)) for wire in sorted(lacking))
             raise RunMismatch(f"the client lacks what updates of this run are coded with: {names}")
@@ -228,13 +215,14 @@ class FederationService(FederationServicer):
         if len(header.payload_digest) != hashlib.sha256().digest_size:
             raise PayloadError("payload_digest is not a SHA-256")
         expected = [
-            (_KINDS[spec.kind], _codec(spec).wire, spec.offset, spec.count) for spec in self._layout
+            (_KINDS[spec.kind], codec_of(spec).wire, spec.offset, spec.count)
+            for spec in self._layout
         ]
         given = [(s.kind, s.codec, s.offset, s.count) for s in header.segments]
         if given != expected:
             raise PayloadError("the segments are not those of this run: wrong kind, codec or range")
         for spec, segment in zip(self._layout, header.segments, strict=True):
-            most = _codec(spec).max_bytes(spec.count)
+            most = codec_of(spec).max_bytes(spec.count)
             if segment.payload_bytes > most:
                 raise PayloadTooLarge(
                     f"a {spec.kind} segment of {segment.payload_bytes} bytes; "
@@ -260,10 +248,6 @@ class FederationService(FederationServicer):
         if hashlib.sha256(payload).digest() != ticket.digest:
             raise PayloadError("the payload does not match its digest: damaged on the way")
         return bytes(payload)
-
-
-def _codec(segment: SegmentSpec) -> MaskCodec | ScoreCodec | WeightCodec:
-    return _CODECS[segment.kind](segment.codec)
 
 
 def _fingerprint(fingerprint: Fingerprint) -> pb.Fingerprint:

@@ -17,14 +17,14 @@ from benchmarks.simulate import simulate
 from client.fedavg import FedAvgTrainer
 from client.loss import real_moments
 from client.methods import make_trainer
-from client.update import encode_update, update_bits, wire_codec
+from client.update import encode_update, update_bits
 from common.codecs import mask_codec, weight_codec
 from common.config import RunConfig
 from common.data import load_images, open_source
 from common.downlink import StateStep, apply_steps, exact_step, initial_state, replay_step
 from common.encoders import load_encoder
 from common.errors import PayloadError
-from common.layout import mask_context, update_layout
+from common.layout import codec_of, mask_context, update_layout
 from common.masks import pack, unpack
 from common.model.architecture import Architecture
 from common.model.export import build_model, load_model
@@ -157,7 +157,7 @@ def test_fedavg_trains_weights_and_survives_a_restart() -> None:
 def test_an_update_of_weights() -> None:
     state = initial_state(FEDAVG)
     (segment,) = update_layout(FEDAVG)
-    assert wire_codec(segment) == weight_codec("float32").wire
+    assert codec_of(segment) is weight_codec("float32")
     (payload,) = encode_update(FEDAVG, state, state.values, rank=0, cohort_size=1, client="a")
     assert payload == state.to_bytes()
     assert update_bits(FEDAVG, state, state.values) is None

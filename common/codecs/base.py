@@ -54,14 +54,10 @@ class MaskCodec(Protocol):
     Attributes:
         name: as the config's `codec.up` spells it.
         wire: the value of the proto enum Codec.
-        exact: whether the decoded mask is always the sampled one.
-        assumes: one line on what the two sides must share.
     """
 
     name: str
     wire: int
-    exact: bool
-    assumes: str
 
     def sample(self, probs: Probs, context: CodecContext, private: np.random.Generator) -> Mask:
         """Draw M ~ Bernoulli(probs / 65536); (n,) uint16 -> n bits."""
@@ -89,12 +85,10 @@ class ScoreCodec(Protocol):
     Attributes:
         name: as the config's `codec.scores` spells it.
         wire: the value of the proto enum Codec.
-        exact: whether the decoded scores are always those encoded.
     """
 
     name: str
     wire: int
-    exact: bool
 
     def encode(self, scores: Scores) -> bytes:
         """The payload of (n,) int16 scores."""
@@ -116,12 +110,10 @@ class WeightCodec(Protocol):
     Attributes:
         name: how a person calls it.
         wire: the value of the proto enum Codec.
-        exact: whether the decoded weights are always those encoded.
     """
 
     name: str
     wire: int
-    exact: bool
 
     def encode(self, weights: Weights) -> bytes:
         """The payload of (n,) finite float32 weights."""

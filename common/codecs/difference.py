@@ -6,7 +6,6 @@ so both sides end with the same state bit for bit.
 
 from __future__ import annotations
 
-import hashlib
 from fractions import Fraction
 from functools import lru_cache
 from math import isqrt
@@ -160,11 +159,6 @@ def step_table(step: int) -> NDArray[np.int32]:
     table: Moves = whole.clip(1, 65535).astype(np.int32)
     table.flags.writeable = False
     return table
-
-
-def step_digest(step: int) -> bytes:
-    """SHA-256 of the step table, for both sides to compare."""
-    return hashlib.sha256(step_table(step).astype("<i4").tobytes()).digest()
 
 
 def _steps_of(scores: Scores, step: int) -> NDArray[np.int32]:

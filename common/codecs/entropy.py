@@ -36,8 +36,6 @@ class EntropyCodec:
 
     name = "entropy"
     wire: int = pb.CODEC_ENTROPY
-    exact = True
-    assumes = "both sides hold the round's state"
 
     def sample(self, probs: Probs, context: CodecContext, private: np.random.Generator) -> Mask:  # noqa: ARG002
         """See MaskCodec."""

@@ -186,8 +186,6 @@ class FlipsCodec:
 
     name = "flips"
     wire: int = pb.CODEC_FLIPS
-    exact = True
-    assumes = "both sides hold the round's state and the run's seed"
 
     def sample(self, probs: Probs, context: CodecContext, private: np.random.Generator) -> Mask:  # noqa: ARG002
         """[u < Q] where this client sends, R elsewhere; no private randomness is needed."""

@@ -34,8 +34,6 @@ class RawCodec:
 
     name = "raw"
     wire: int = pb.CODEC_RAW
-    exact = True
-    assumes = "nothing"
 
     def sample(self, probs: Probs, context: CodecContext, private: np.random.Generator) -> Mask:  # noqa: ARG002
         """See MaskCodec."""
@@ -64,7 +62,6 @@ class Int16Codec:
 
     name = "int16"
     wire: int = pb.CODEC_INT16
-    exact = True
 
     def encode(self, scores: Scores) -> bytes:
         """See ScoreCodec."""
@@ -88,7 +85,6 @@ class Bfloat16Codec:
 
     name = "bfloat16"
     wire: int = pb.CODEC_BFLOAT16
-    exact = False
 
     def encode(self, scores: Scores) -> bytes:
         """See ScoreCodec."""
@@ -120,7 +116,6 @@ class Float32Codec:
 
     name = "float32"
     wire: int = pb.CODEC_FLOAT32
-    exact = True
 
     def encode(self, weights: Weights) -> bytes:
         """See WeightCodec."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -78,9 +77,8 @@ def upload(config: RunConfig, part: int, state: Path, guard_type: type[Guard] = 
     values = guard.values(config, start, result.values)
     payloads = encode_update(config, start, values, rank=0, cohort_size=1, client="audit")
     bits = figures(update_bits(config, start, values)).values()
-    loss = guard.reportable(config, result.loss)
-    said = struct.pack("<qd", private.examples, loss) + repr([*bits]).encode()
-    return b"".join(payloads) + said
+    said = [guard.reportable(config, result.loss), *bits]
+    return b"".join(payloads) + repr(said).encode()
 
 
 def non_interference(config: RunConfig, guard_type: type[Guard] = Guard) -> Finding:

@@ -78,7 +78,6 @@ class PrivateData:
         encoder_weights: Path | None = None,
     ) -> None:
         self.device = device
-        self.examples = 0
         self._source = open_source(spec, data_dir)
         self._choice = choice
         self._encoder_weights = encoder_weights
@@ -102,7 +101,6 @@ class PrivateData:
             The frozen encoder on the device, and the moments that training matches.
         """
         indices = self._indices(config, assigned)
-        self.examples = len(indices)
         log.info("measuring the features of %d images", len(indices))
         encoder = load_encoder(
             config.encoder.name,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from client.local_data import PrivateData
-from client.messages import Assignment, Finished, Report
+from client.messages import Assignment, Finished
 from client.methods import make_trainer
 from client.privacy_guard import Guard
 from client.store import ClientStore, MadeUpdate
@@ -34,7 +34,8 @@ from common.errors import (
     WrongRound,
 )
 from common.fingerprint import Fingerprint
-from common.layout import codec_of, update_layout
+from common.layout import update_layout
+from common.report import Report
 from common.state import GlobalState
 
 SHORTEST_BEAT, LONGEST_BEAT = 0.05, 3600.0
@@ -148,10 +149,7 @@ class Client:
             if made is None or not _fits(made, assignment):
                 made = self._made = self._train(assignment, state)
             layout = update_layout(self._config)
-            segments = [
-                (segment, codec_of(segment).wire, payload)
-                for segment, payload in zip(layout, made.payloads, strict=True)
-            ]
+            segments = list(zip(layout, made.payloads, strict=True))
             run_id = self._fingerprint.run_id
             self._guard.check_report(self._config, made.report.loss)
             self._call(lambda: self._transport.submit(run_id, assignment, segments, made.report))
@@ -164,14 +162,14 @@ class Client:
         except AlreadyExists as error:
             log.warning("round %d: %s", t, error)
         else:
-            size = sum(len(payload) for payload in made.payloads)
+            loss = made.report.loss
             log.info(
-                "round %d: state %s, loss %.3g, trained %.1f s, sent %d bytes",
+                "round %d: state %s, loss %s, trained %.1f s, sent %d bytes",
                 t,
                 state.digest().hex()[:12],
-                made.report.loss,
-                made.report.seconds,
-                size,
+                "-" if loss is None else f"{loss:.3g}",
+                made.seconds,
+                sum(len(payload) for payload in made.payloads),
             )
 
     def _fetch(self, assignment: Assignment) -> GlobalState:
@@ -216,10 +214,14 @@ class Client:
             client=self._name,
         )
         loss = self._guard.reportable(self._config, result.loss)
-        bits = update_bits(self._config, state, values)
-        report = Report(self._data.examples, loss, result.seconds, bits)
+        report = Report(loss, update_bits(self._config, state, values))
         made = MadeUpdate(
-            assignment.round, assignment.rank, assignment.cohort_size, payloads, report
+            assignment.round,
+            assignment.rank,
+            assignment.cohort_size,
+            payloads,
+            report,
+            result.seconds,
         )
         self._store.save(self._fingerprint.run_id, self._trainer.state_dict(), made)
         return made

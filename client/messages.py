@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.fingerprint import Fingerprint
-from common.theory import MaskBits
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,17 @@ class Security:
 
 @dataclass(frozen=True)
 class Joined:
-    """What `Join` answered. `session` is empty when the run was only asked for."""
+    """What `Join` answered.
+
+    Attributes:
+        config_toml: the run's config.
+        fingerprint: the server's.
+        lease_seconds: how long the server waits for a silent client.
+        partition: index of the data partition handed out, of how many.
+    """
 
     config_toml: str
     fingerprint: Fingerprint
-    session: str
     lease_seconds: float
     partition: tuple[int, int]
 
@@ -57,20 +62,3 @@ class Finished:
     """The run is over after `round` rounds."""
 
     round: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """Figures that travel with an update.
-
-    Attributes:
-        examples: that were trained on.
-        loss: mean over the steps; NaN stands for none.
-        seconds: of training.
-        bits: what theory says that the mask takes; None without a mask.
-    """
-
-    examples: int
-    loss: float
-    seconds: float
-    bits: MaskBits | None = None

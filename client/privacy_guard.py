@@ -145,11 +145,12 @@ class Guard:
         log.info("mask-noise: with this round, epsilon %.4g at delta %g", total, entry.delta)
         return noisy_values(config.privacy, state, values)
 
-    def reportable(self, config: RunConfig, loss: float) -> float:
-        """A loss as it may travel: NaN, which stands for none, where it must stay here."""
-        return math.nan if config.privacy.mechanism == "mask-noise" else loss
+    def reportable(self, config: RunConfig, loss: float) -> float | None:
+        """A loss as it may travel; None where it must stay here, or is not finite."""
+        stays = config.privacy.mechanism == "mask-noise" or not math.isfinite(loss)
+        return None if stays else loss
 
-    def check_report(self, config: RunConfig, loss: float) -> None:
+    def check_report(self, config: RunConfig, loss: float | None) -> None:
         """Look at what travels beside an update.
 
         Under `moments` the loss is computed from the release and says no more than it. Under
@@ -158,7 +159,7 @@ class Guard:
         Raises:
             PrivacyError: a figure computed from the images would leave.
         """
-        if config.privacy.mechanism == "mask-noise" and not math.isnan(loss):
+        if config.privacy.mechanism == "mask-noise" and loss is not None:
             raise PrivacyError("under mask-noise the loss is a figure of the images: it stays here")
 
     def _release(self, entry: Entry, draw: Callable[[], Moments]) -> Moments:

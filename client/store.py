@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.messages import Report
 from common.errors import StorageError
 from common.files import write_atomically
+from common.report import Report
 from common.theory import MaskBits
 
 
@@ -35,6 +35,7 @@ class MadeUpdate:
         cohort_size: clients in that cohort.
         payloads: one per segment of the run's layout.
         report: figures that travel with it.
+        seconds: of training, for this client's own log.
     """
 
     round: int
@@ -42,6 +43,7 @@ class MadeUpdate:
     cohort_size: int
     payloads: tuple[bytes, ...]
     report: Report
+    seconds: float
 
 
 class ClientStore:
@@ -109,8 +111,9 @@ class ClientStore:
                 "assignment": [update.round, update.rank, update.cohort_size],
                 # Tensors, because torch's safe loader reads no bytes.
                 "payloads": [_as_tensor(p) for p in update.payloads],
-                "report": [report.examples, report.loss, report.seconds],
+                "loss": report.loss,
                 "bits": report.bits and astuple(report.bits),
+                "seconds": update.seconds,
             },
             buffer,
         )
@@ -130,15 +133,14 @@ class ClientStore:
             if saved["run_id"] != run_id.hex():
                 return None
             round_, rank, cohort_size = saved["assignment"]
-            examples, loss, seconds = saved["report"]
-            bits = saved.get("bits")
-            report = Report(examples, loss, seconds, bits and MaskBits(*bits))
+            bits = saved["bits"]
             update = MadeUpdate(
                 round_,
                 rank,
                 cohort_size,
                 tuple(payload.numpy().tobytes() for payload in saved["payloads"]),
-                report,
+                Report(saved["loss"], bits and MaskBits(*bits)),
+                saved["seconds"],
             )
             return saved["trainer"], update
         except (
@@ -150,7 +152,8 @@ class ClientStore:
             pickle.UnpicklingError,
         ) as error:
             raise StorageError(
-                f"{self._directory}/trainer.pt is corrupt; delete it to start this client afresh"
+                f"{self._directory}/trainer.pt is corrupt, or of another version; delete it to "
+                "start this client afresh"
             ) from error
 
     def _read(self, name: str) -> bytes | None:

@@ -13,7 +13,7 @@ from typing import cast
 
 import grpc
 
-from client.messages import Assignment, Finished, Joined, Report, Security, Wait
+from client.messages import Assignment, Finished, Joined, Security, Wait
 from client.privacy_guard import MECHANISMS
 from common import PROTOCOL_VERSION, errors
 from common.address import is_loopback
@@ -22,15 +22,24 @@ from common.codecs.difference import MAX_CLIENTS
 from common.downlink import STATE_CODECS, StateStep
 from common.errors import ConfigError, PayloadError, PrismError, ProtocolError, TransportError
 from common.fingerprint import Fingerprint
-from common.layout import SegmentSpec
+from common.layout import SegmentSpec, codec_of
 from common.pem import read_certificates, read_pair
+from common.report import Report
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationStub
 from common.state import GlobalState
-from common.theory import figures
-from common.version import __version__
+from common.wire import (
+    ROUND_KEY,
+    SEGMENT_KINDS,
+    SERVICE,
+    SESSION_KEY,
+    chunks,
+    fingerprint_from_pb,
+    fingerprint_to_pb,
+    report_to_pb,
+    step_from_pb,
+)
 
-CHUNK = 64 * 1024
 CALL_SECONDS = 20.0
 STREAM_SECONDS = 600.0
 POLL_SECONDS = 20.0
@@ -39,7 +48,7 @@ _RETRY = {
     "methodConfig": [
         {
             "name": [
-                {"service": "prism.v1.Federation", "method": method}
+                {"service": SERVICE, "method": method}
                 for method in ("Join", "Heartbeat", "Leave", "GetStatus")
             ],
             "retryPolicy": {
@@ -51,11 +60,6 @@ _RETRY = {
             },
         }
     ]
-}
-_KINDS = {
-    "mask": pb.SEGMENT_KIND_MASK,
-    "score": pb.SEGMENT_KIND_SCORE,
-    "weight": pb.SEGMENT_KIND_WEIGHT,
 }
 _CODECS = [
     *(pb.Codec.ValueType(codec.wire) for codec in MASK_CODECS),
@@ -110,18 +114,16 @@ class Transport:
             codecs=_CODECS,
             state_codecs=[pb.StateCodec.ValueType(codec) for codec in STATE_CODECS],
             wants_partition=wants_partition,
-            software=f"prism-fl {__version__}",
             privacy_mechanisms=MECHANISMS,
         )
         if fingerprint is not None:
-            request.fingerprint.CopyFrom(_to_wire(fingerprint))
+            request.fingerprint.CopyFrom(fingerprint_to_pb(fingerprint))
         with self._errors():
             reply = self._stub.Join(request, timeout=CALL_SECONDS)
         self._session = reply.session
         return Joined(
             reply.config_toml,
-            _from_wire(reply.fingerprint),
-            reply.session,
+            fingerprint_from_pb(reply.fingerprint),
             reply.lease_seconds,
             (reply.partition_index, reply.partition_count),
         )
@@ -175,43 +177,35 @@ class Transport:
         self,
         run_id: bytes,
         assignment: Assignment,
-        segments: Sequence[tuple[SegmentSpec, int, bytes]],
+        segments: Sequence[tuple[SegmentSpec, bytes]],
         report: Report,
-    ) -> bool:
-        """Stream one update; (segment, wire codec, payload) each. Says if it was a duplicate."""
-        payload = b"".join(data for _, _, data in segments)
+    ) -> None:
+        """Stream one update, a payload for each segment of the run's layout."""
+        payload = b"".join(data for _, data in segments)
         header = pb.UpdateHeader(
             run_id=run_id,
             round=assignment.round,
             rank=assignment.rank,
             cohort_size=assignment.cohort_size,
             payload_digest=hashlib.sha256(payload).digest(),
-            report=pb.ClientReport(
-                examples=report.examples,
-                loss=report.loss,
-                train_seconds=report.seconds,
-                **figures(report.bits),
-            ),
+            report=report_to_pb(report),
         )
-        for segment, codec, data in segments:
+        for segment, data in segments:
             header.segments.add(
-                kind=_KINDS[segment.kind],
-                codec=pb.Codec.ValueType(codec),
+                kind=SEGMENT_KINDS[segment.kind],
+                codec=pb.Codec.ValueType(codec_of(segment).wire),
                 offset=segment.offset,
                 count=segment.count,
                 payload_bytes=len(data),
             )
 
-        def chunks() -> Iterator[pb.UpdateChunk]:
+        def messages() -> Iterator[pb.UpdateChunk]:
             yield pb.UpdateChunk(header=header)
-            for start in range(0, len(payload), CHUNK):
-                yield pb.UpdateChunk(data=payload[start : start + CHUNK])
+            for data in chunks(payload):
+                yield pb.UpdateChunk(data=data)
 
         with self._errors():
-            reply = self._stub.SubmitUpdate(
-                chunks(), timeout=STREAM_SECONDS, metadata=self._metadata()
-            )
-        return reply.duplicate
+            self._stub.SubmitUpdate(messages(), timeout=STREAM_SECONDS, metadata=self._metadata())
 
     def heartbeat(self) -> None:
         """Renew the lease."""
@@ -230,7 +224,7 @@ class Transport:
         self._channel.close()
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
-        return (("prism-session", self._session),)
+        return ((SESSION_KEY, self._session),)
 
     def _errors(self) -> _MappedErrors:
         return _MappedErrors(self._address)
@@ -252,8 +246,8 @@ class _MappedErrors:
         call = cast(grpc.Call, error)
         status, text = call.code().name, call.details() or "no details"
         trailing = {item[0]: item[1] for item in call.trailing_metadata() or ()}
-        if "prism-round" in trailing:
-            raise errors.WrongRound(text, int(trailing["prism-round"])) from error
+        if ROUND_KEY in trailing:
+            raise errors.WrongRound(text, int(trailing[ROUND_KEY])) from error
         if status == "CANCELLED":
             raise TransportError("the call was cancelled") from error
         kind_ = _ERRORS.get(status, ProtocolError)
@@ -272,43 +266,22 @@ def _credentials(security: Security) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(ca, key, chain)
 
 
-def _read_steps(chunks: Iterator[pb.StateChunk], limit: int) -> list[StateStep]:
-    first = next(chunks, None)
+def _read_steps(messages: Iterator[pb.StateChunk], limit: int) -> list[StateStep]:
+    first = next(messages, None)
     if first is None or first.WhichOneof("part") != "header":
         raise PayloadError("the state stream has no header")
     said = sum(step.payload_bytes for step in first.header.steps)
     if said > limit:
         raise PayloadError(f"the state stream would have {said} bytes, more than {limit}")
     data = bytearray()
-    for chunk in chunks:
-        data += chunk.data
+    for message in messages:
+        data += message.data
         if len(data) > said:
             break
     if len(data) != said:
         raise PayloadError(f"the state stream does not have the {said} bytes of its header")
     steps, at = [], 0
     for step in first.header.steps:
-        payload = bytes(data[at : at + step.payload_bytes])
+        steps.append(step_from_pb(step, bytes(data[at : at + step.payload_bytes])))
         at += step.payload_bytes
-        steps.append(StateStep(step.codec, step.round, payload))
     return steps
-
-
-def _to_wire(fingerprint: Fingerprint) -> pb.Fingerprint:
-    return pb.Fingerprint(
-        run_id=fingerprint.run_id,
-        seed=fingerprint.seed,
-        dimension=fingerprint.dimension,
-        weights_digest=fingerprint.weights_digest,
-        tables_digest=fingerprint.tables_digest,
-    )
-
-
-def _from_wire(message: pb.Fingerprint) -> Fingerprint:
-    return Fingerprint(
-        message.run_id,
-        message.seed,
-        message.dimension,
-        message.weights_digest,
-        message.tables_digest,
-    )

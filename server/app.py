@@ -24,9 +24,10 @@ from common.errors import ConfigError, StorageError
 from common.files import write_atomically
 from common.pem import read_certificates, read_pair
 from common.rpc.prism.v1.federation_pb2_grpc import add_FederationServicer_to_server
+from common.wire import SERVICE
 from server.engine import Engine
 from server.evaluation import NO_EVALUATION, EvaluationOptions
-from server.interceptors import SERVICE, Gate
+from server.interceptors import Gate
 from server.service import FederationService
 
 GRACE_SECONDS: Final = 5.0

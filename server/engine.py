@@ -19,6 +19,7 @@ from common.config import RunConfig
 from common.downlink import StateStep, initial_state
 from common.errors import WrongRound
 from common.fingerprint import Fingerprint
+from common.report import Report
 from common.state import GlobalState
 from server.aggregate import Aggregator, Closed
 from server.average import StateAverage
@@ -40,7 +41,7 @@ from server.events import (
 from server.journal import Checkpoint, Journal, Recovered, StoredUpdate
 from server.members import Members, Parted, PartitionGiven
 from server.methods import make_aggregator
-from server.metrics import Metrics, Reported
+from server.metrics import Metrics
 from server.recorder import Recorder
 from server.rounds import Phase, Rounds
 
@@ -96,7 +97,7 @@ class Engine:
             before |= set(found.checkpoint.members)
         members.await_return(now, before)
         self.rounds = Rounds(self.config, members, found.round)
-        self._reports: list[Reported] = []
+        self._reports: list[Report] = []
         self._aggregator: Aggregator | None = None
         self._interrupted: tuple[int, Interrupted | None] = (found.attempt, None)
         if found.cohort:
@@ -183,7 +184,7 @@ class Engine:
             await changed.wait()
 
     async def submit(
-        self, ticket: Ticket, payload: bytes, sizes: tuple[int, ...], reported: Reported
+        self, ticket: Ticket, payload: bytes, sizes: tuple[int, ...], report: Report
     ) -> None:
         """Decode an update, make it durable and fold it; it may be acknowledged then.
 
@@ -195,7 +196,7 @@ class Engine:
         """
         self.rounds.check(ticket)
         aggregator = self._current_aggregator()
-        update = StoredUpdate(ticket.name, ticket.digest, sizes, reported, payload)
+        update = StoredUpdate(ticket.name, ticket.digest, sizes, report, payload)
         contribution = await asyncio.to_thread(aggregator.decode, update.segments(), ticket.rank)
         # The aggregator is the ticket's: another attempt would make this raise.
         self.rounds.store(ticket)
@@ -316,7 +317,7 @@ class Engine:
         await self._apply(self.rounds.aggregated(time.monotonic()))
 
     def _publish(
-        self, closed: Closed, reports: list[Reported]
+        self, closed: Closed, reports: list[Report]
     ) -> tuple[GlobalState, GlobalState, Metrics]:
         state = self.broadcast.publish(closed)
         self._average.add(state)
@@ -326,7 +327,7 @@ class Engine:
 
     def _fold(self, contribution: Any, update: StoredUpdate) -> None:
         self._current_aggregator().fold(contribution)
-        self._reports.append(update.reported)
+        self._reports.append(update.report)
 
     def _current_aggregator(self) -> Aggregator:
         if self._aggregator is None:

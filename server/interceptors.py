@@ -8,7 +8,6 @@ the peer's mistake and not an internal error.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -20,20 +19,16 @@ from common.errors import (
     IdentityMismatch,
     PayloadError,
     PrismError,
-    ProtocolError,
     SessionUnknown,
     WrongRound,
 )
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.theory import MaskBits
+from common.wire import ROUND_KEY, SERVICE, report_from_pb, session_of
 from server.engine import Engine
 from server.members import check_identity
-from server.metrics import Reported
 from server.recorder import Traffic
 
-SERVICE: Final = "prism.v1.Federation"
-SESSION_KEY: Final = "prism-session"
-ROUND_KEY: Final = "prism-round"
 _WITHOUT_SESSION: Final = frozenset({"Join", "GetStatus"})
 _SUMMED: Final = frozenset({"AwaitRound", "Heartbeat", "GetStatus"})
 
@@ -42,29 +37,6 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 log = logging.getLogger(__name__)
-
-
-def session_of(context: Context) -> str:
-    """The session that a call names; empty if it names none."""
-    for key, value in context.invocation_metadata() or ():
-        if key == SESSION_KEY:
-            return value if isinstance(value, str) else value.decode("ascii", "replace")
-    return ""
-
-
-def reported_by(report: pb.ClientReport) -> Reported:
-    """What a client says about its update.
-
-    Raises:
-        ProtocolError: bits that cannot be, or one figure of them without the other.
-    """
-    given = report.HasField("cross_entropy_bits"), report.HasField("kl_bits")
-    if any(given) and not all(given):
-        raise ProtocolError("cross_entropy_bits and kl_bits come together or not at all")
-    return Reported(
-        loss=report.loss if math.isfinite(report.loss) else None,
-        bits=MaskBits(report.cross_entropy_bits, report.kl_bits) if all(given) else None,
-    )
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -143,7 +115,7 @@ class _Call:
         self._engine = engine
         self._rpc = rpc
         self._handler = handler
-        self._session = session_of(context)
+        self._session = session_of(context.invocation_metadata())
         self._certificate = _names(context) if certified else None
         self._round = engine.rounds.round
         self._payload = {"up": 0, "down": 0}
@@ -196,7 +168,7 @@ class _Call:
         self._count("down", message, len(raw))
         # Of a refused update nothing is said; of one that is sent again, the recorder decides.
         if self._report is not None:
-            self._bits = reported_by(self._report).bits
+            self._bits = report_from_pb(self._report).bits
         return raw
 
     def record(self) -> None:

@@ -25,11 +25,11 @@ from safetensors import SafetensorError
 from common.config import RunConfig, load_config
 from common.errors import ConfigError, StorageError
 from common.files import write_atomically
+from common.report import Report
 from common.state import GlobalState
 from common.theory import MaskBits
 from server.frame_log import FrameLog
 from server.members import give_partition
-from server.metrics import Reported
 
 _STATE: Final = "state"
 _DIGEST_BYTES: Final = 32
@@ -43,14 +43,14 @@ class StoredUpdate:
         client: name.
         digest: SHA-256 of the payload.
         sizes: bytes of each segment's payload, in order.
-        reported: what the client says about it.
+        report: what the client says about it.
         payload: the segments' payloads, concatenated.
     """
 
     client: str
     digest: bytes
     sizes: tuple[int, ...]
-    reported: Reported
+    report: Report
     payload: bytes
 
     def segments(self) -> list[bytes]:
@@ -114,8 +114,8 @@ class Recovered:
         elif kind == "update":
             digest, sizes = bytes.fromhex(entry["digest"]), tuple(entry["sizes"])
             bits = entry.get("bits")
-            reported = Reported(entry["loss"], bits and MaskBits(*bits))
-            update = StoredUpdate(entry["client"], digest, sizes, reported, payload)
+            report = Report(entry["loss"], bits and MaskBits(*bits))
+            update = StoredUpdate(entry["client"], digest, sizes, report, payload)
             self.updates[update.client] = update
         elif kind == "discard":
             self.attempt, self.cohort = entry["attempt"] + 1, ()
@@ -189,8 +189,8 @@ class Journal:
             "client": update.client,
             "digest": update.digest.hex(),
             "sizes": update.sizes,
-            "loss": update.reported.loss,
-            "bits": update.reported.bits and astuple(update.reported.bits),
+            "loss": update.report.loss,
+            "bits": update.report.bits and astuple(update.report.bits),
         }
         self._append(entry, update.payload)
 

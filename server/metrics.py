@@ -8,21 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from common.report import Report
 from common.state import PROB_ONE, GlobalState, entropy_bits, sigma
 from common.theory import MaskBits, figures
-
-
-@dataclass(frozen=True)
-class Reported:
-    """What a client says about its update.
-
-    Attributes:
-        loss: finite; None if it reported none.
-        bits: what theory says that its mask takes; likewise.
-    """
-
-    loss: float | None = None
-    bits: MaskBits | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +43,7 @@ class Metrics:
         state: GlobalState,
         lam: float | None,
         clients: int,
-        reports: Sequence[Reported],
+        reports: Sequence[Report],
         seconds: float,
     ) -> Metrics:
         """Measure the state that closing a round made."""

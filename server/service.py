@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from typing import Final
 
 from common import PROTOCOL_VERSION
-from common.downlink import StateStep
 from common.errors import PayloadError, PayloadTooLarge, ProtocolError, RunMismatch
-from common.fingerprint import Fingerprint
 from common.layout import codec_of, update_layout
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationServicer
+from common.wire import (
+    SEGMENT_KINDS,
+    chunks,
+    fingerprint_from_pb,
+    fingerprint_to_pb,
+    report_from_pb,
+    session_of,
+    step_to_pb,
+)
 from server.engine import Engine
 from server.events import Assignment, Finished, Ticket
-from server.interceptors import Context, reported_by, session_of
+from server.interceptors import Context
 from server.members import check_identity
 
-CHUNK_BYTES: Final = 64 * 1024
 MAX_WAIT_SECONDS: Final = 60.0
-_KINDS: Final = {
-    "mask": pb.SEGMENT_KIND_MASK,
-    "score": pb.SEGMENT_KIND_SCORE,
-    "weight": pb.SEGMENT_KIND_WEIGHT,
-}
 _STATE_CODECS: Final = {
     "keyframe": frozenset({pb.STATE_CODEC_KEYFRAME}),
     "exact": frozenset({pb.STATE_CODEC_KEYFRAME_ENTROPY, pb.STATE_CODEC_EXACT}),
@@ -58,7 +58,7 @@ class FederationService(FederationServicer):
         check_identity(request.client_name, request.instance)
         response = pb.JoinResponse(
             config_toml=self._config.to_toml(),
-            fingerprint=_fingerprint(self._engine.fingerprint),
+            fingerprint=fingerprint_to_pb(self._engine.fingerprint),
             lease_seconds=self._config.round.lease_seconds,
             partition_count=self._config.data.clients,
         )
@@ -79,7 +79,7 @@ class FederationService(FederationServicer):
         if not request.wait_seconds >= 0:
             raise ProtocolError("wait_seconds is a number of seconds, 0 or more")
         seconds = min(request.wait_seconds, self._longest_wait)
-        outcome = await self._engine.await_round(session_of(context), seconds)
+        outcome = await self._engine.await_round(session_of(context.invocation_metadata()), seconds)
         digest = self._engine.broadcast.digest
         if isinstance(outcome, Assignment):
             return pb.AwaitRoundResponse(
@@ -110,11 +110,11 @@ class FederationService(FederationServicer):
         held = (request.held_round, request.held_digest) if request.holds_state else None
         steps = self._engine.steps(request.round, held)
         header = pb.StateHeader(round=request.round, state_digest=self._engine.broadcast.digest)
-        header.steps.extend(_step(step) for step in steps)
+        header.steps.extend(step_to_pb(step) for step in steps)
         yield pb.StateChunk(header=header)
         for step in steps:
-            for start in range(0, len(step.payload), CHUNK_BYTES):
-                yield pb.StateChunk(data=step.payload[start : start + CHUNK_BYTES])
+            for data in chunks(step.payload):
+                yield pb.StateChunk(data=data)
 
     async def SubmitUpdate(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UpdateChunk], context: Context
@@ -125,9 +125,9 @@ class FederationService(FederationServicer):
             raise PayloadError("an update begins with its header")
         header = first.header
         sizes = self._check_header(header)
-        reported = reported_by(header.report)
+        report = report_from_pb(header.report)
         ticket = await self._engine.claim(
-            session_of(context),
+            session_of(context.invocation_metadata()),
             header.round,
             (header.rank, header.cohort_size),
             header.payload_digest,
@@ -136,7 +136,7 @@ class FederationService(FederationServicer):
             return pb.SubmitUpdateResponse(round=header.round, duplicate=True)
         try:
             payload = await self._receive(request_iterator, ticket, sum(sizes))
-            await self._engine.submit(ticket, payload, sizes, reported)
+            await self._engine.submit(ticket, payload, sizes, report)
         finally:
             self._engine.rounds.release(ticket)
         return pb.SubmitUpdateResponse(round=header.round)
@@ -151,7 +151,7 @@ class FederationService(FederationServicer):
 
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:  # noqa: ARG002, N802
         """End the session."""
-        await self._engine.leave(session_of(context))
+        await self._engine.leave(session_of(context.invocation_metadata()))
         return pb.LeaveResponse()
 
     async def GetStatus(  # noqa: N802
@@ -164,7 +164,7 @@ class FederationService(FederationServicer):
         names = sorted({*self._engine.live(), *rounds.cohort})
         return pb.GetStatusResponse(
             run_name=self._config.name,
-            fingerprint=_fingerprint(self._engine.fingerprint),
+            fingerprint=fingerprint_to_pb(self._engine.fingerprint),
             phase=rounds.phase.value,
             round=rounds.round,
             rounds=self._config.rounds,
@@ -181,16 +181,7 @@ class FederationService(FederationServicer):
 
     def _check_peer(self, request: pb.JoinRequest) -> None:
         """Refuse a client that could not take part; raises RunMismatch."""
-        theirs = request.fingerprint
-        self._engine.fingerprint.check(
-            Fingerprint(
-                theirs.run_id,
-                theirs.seed,
-                theirs.dimension,
-                theirs.weights_digest,
-                theirs.tables_digest,
-            )
-        )
+        self._engine.fingerprint.check(fingerprint_from_pb(request.fingerprint))
         needed = {codec_of(segment).wire for segment in self._layout}
         if lacking := needed - set(request.codecs):
             names = ", ".join(pb.Codec.Name(pb.Codec.ValueType(wire)) for wire in sorted(lacking))
@@ -215,7 +206,7 @@ class FederationService(FederationServicer):
         if len(header.payload_digest) != hashlib.sha256().digest_size:
             raise PayloadError("payload_digest is not a SHA-256")
         expected = [
-            (_KINDS[spec.kind], codec_of(spec).wire, spec.offset, spec.count)
+            (SEGMENT_KINDS[spec.kind], codec_of(spec).wire, spec.offset, spec.count)
             for spec in self._layout
         ]
         given = [(s.kind, s.codec, s.offset, s.count) for s in header.segments]
@@ -231,29 +222,20 @@ class FederationService(FederationServicer):
         return tuple(segment.payload_bytes for segment in header.segments)
 
     async def _receive(
-        self, chunks: AsyncIterator[pb.UpdateChunk], ticket: Ticket, total: int
+        self, messages: AsyncIterator[pb.UpdateChunk], ticket: Ticket, total: int
     ) -> bytes:
         """The payload, whole; raises PayloadError, or what `Rounds.check` raises."""
         payload = bytearray()
-        async for chunk in chunks:
+        async for message in messages:
             self._engine.rounds.check(ticket)
-            if chunk.WhichOneof("part") != "data":
+            if message.WhichOneof("part") != "data":
                 raise PayloadError("an update has one header, then data")
-            if len(payload) + len(chunk.data) > total:
+            if len(payload) + len(message.data) > total:
                 raise PayloadError(f"more than the {total} bytes that the header declares")
-            payload += chunk.data
+            payload += message.data
         self._engine.rounds.check(ticket)
         if len(payload) != total:
             raise PayloadError(f"{len(payload)} bytes of the {total} that the header declares")
         if hashlib.sha256(payload).digest() != ticket.digest:
             raise PayloadError("the payload does not match its digest: damaged on the way")
         return bytes(payload)
-
-
-def _fingerprint(fingerprint: Fingerprint) -> pb.Fingerprint:
-    return pb.Fingerprint(**asdict(fingerprint))
-
-
-def _step(step: StateStep) -> pb.StateStep:
-    codec = pb.StateCodec.ValueType(step.codec)
-    return pb.StateStep(codec=codec, round=step.round, payload_bytes=len(step.payload))

@@ -185,7 +185,7 @@ class RawClient:
                 for s in update_layout(self.config)
             ],
             "payload_digest": hashlib.sha256(payload).digest(),
-            "report": pb.ClientReport(examples=10, loss=0.5, train_seconds=1),
+            "report": pb.ClientReport(loss=0.5),
         }
         return pb.UpdateHeader(**{**fields, **changes})
 

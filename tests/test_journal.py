@@ -11,17 +11,17 @@ from support import running, serve_finished, tiny_config, whole_run
 
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
+from common.report import Report
 from common.state import GlobalState
 from common.theory import MaskBits
 from server.engine import Engine
 from server.journal import Checkpoint, Journal, Recovered, StoredUpdate
-from server.metrics import Reported
 
-SAID = Reported(0.5, MaskBits(0.7, 0.1))
+SAID = Report(0.5, MaskBits(0.7, 0.1))
 
 
-def update(client: str, reported: Reported = SAID) -> StoredUpdate:
-    return StoredUpdate(client, client.encode() * 32, (3, 2), reported, client.encode() * 5)
+def update(client: str, report: Report = SAID) -> StoredUpdate:
+    return StoredUpdate(client, client.encode() * 32, (3, 2), report, client.encode() * 5)
 
 
 def reopened(out: Path, config: RunConfig) -> Recovered:
@@ -42,12 +42,12 @@ def test_journal_tells_what_happened(tmp_path: Path) -> None:
     journal.append_discard(0)
     journal.append_open(1, ("a", "b", "c"))
     journal.append_update(update("b"))
-    journal.append_update(update("c", Reported()))
+    journal.append_update(update("c", Report()))
     journal.close()
     found = reopened(tmp_path, config)
     assert (found.checkpoint, found.partitions, found.attempt) == (None, {"a": 0}, 1)
     assert (found.cohort, found.closing) == (("a", "b", "c"), False)
-    assert found.updates == {"b": update("b"), "c": update("c", Reported())}
+    assert found.updates == {"b": update("b"), "c": update("c", Report())}
     assert found.updates["b"].segments() == [b"bbb", b"bb"]
 
     journal = Journal(tmp_path, config)

@@ -30,11 +30,11 @@ from support import (
 from common.config import RunConfig
 from common.errors import StorageError
 from common.model.export import load_model
+from common.report import Report
 from common.rpc.prism.v1 import federation_pb2 as pb
 from server.app import serve
 from server.frame_log import FrameLog
 from server.journal import Journal, StoredUpdate
-from server.metrics import Reported
 
 
 def test_restarted_at_every_moment_the_result_is_the_same(
@@ -90,7 +90,7 @@ def test_finished_right_after_a_restart_it_waits_for_those_who_were_here(tmp_pat
     for name in NAMES:
         payload = random_payload(config, name, 0)
         digest = hashlib.sha256(payload).digest()
-        journal.append_update(StoredUpdate(name, digest, (len(payload),), Reported(), payload))
+        journal.append_update(StoredUpdate(name, digest, (len(payload),), Report(), payload))
     journal.append_close()
     journal.close()
 

@@ -78,7 +78,7 @@ def test_what_clients_say_of_their_masks(tmp_path: Path) -> None:
         async with federation(tmp_path, tiny_config(rounds=1)) as all_:
             for client in all_:
                 assignment, payload = await client.assignment(), client.payload(0)
-                report = pb.ClientReport(examples=1, **said[client.name])
+                report = pb.ClientReport(**said[client.name])
                 header = client.header(assignment, payload, report=report)
                 await refused(client.send(header, payload[1:]), CODE.INVALID_ARGUMENT)
                 assert not (await client.send(header, payload)).duplicate

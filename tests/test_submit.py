@@ -60,7 +60,7 @@ class Upload:
 
     def report(self, **bits: float) -> Sent:
         """The whole payload, with these figures about it."""
-        return self.altered(report=pb.ClientReport(examples=10, loss=0.5, **bits))
+        return self.altered(report=pb.ClientReport(loss=0.5, **bits))
 
     def other(self, payload: bytes, **changes: Any) -> Sent:
         """Another payload with its own digest, in segments changed at index 0 or 1."""

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from client.loss import Moments, MovingAverages, feature_moments, real_moments
-from client.messages import Report
 from client.store import ClientStore, MadeUpdate
 from client.trainer import PrismTrainer, draw_spread, learning_rate
 from client.update import encode_update, update_bits
@@ -21,6 +20,7 @@ from common.errors import StorageError
 from common.layout import mask_context, update_layout
 from common.model.architecture import Architecture
 from common.model.frozen import frozen_weights
+from common.report import Report
 from common.state import SCORE_UNIT, GlobalState, sigma
 from common.theory import MaskBits
 
@@ -113,7 +113,7 @@ def test_training_is_reproducible_and_moves_the_scores() -> None:
 def test_a_restarted_trainer_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     state = initial_state(TINY)
     steady = digits_trainer()
-    made = MadeUpdate(0, 0, 1, (b"payload",), Report(3, 0.5, 1.0, MaskBits(0.8, 0.1)))
+    made = MadeUpdate(0, 0, 1, (b"payload",), Report(0.5, MaskBits(0.8, 0.1)), 1.5)
     steady.train(state, "a")
     store = ClientStore(tmp_path, "a")
     store.save(b"run", steady.state_dict(), made)
@@ -130,7 +130,7 @@ def test_a_restarted_trainer_goes_on_as_if_it_had_not_been(tmp_path: Path) -> No
 
 
 def test_the_store(tmp_path: Path) -> None:
-    update = MadeUpdate(0, 0, 1, (b"",), Report(0, 0, 0))
+    update = MadeUpdate(0, 0, 1, (b"",), Report(), 0.0)
     store = ClientStore(tmp_path / "s", None)
     assert store.load(b"run") is None
     store.save(b"run", {}, update)

@@ -21,6 +21,7 @@ from typing import Final
 from common.config import load_config
 from common.errors import ConfigError
 from common.model.architecture import Architecture
+from common.wire import CHUNK_BYTES
 from prism.comm.lines import Call, Counts, Direction, Figures, read_lines
 
 DIRECTIONS: Final[tuple[Direction, Direction]] = ("up", "down")
@@ -31,7 +32,6 @@ THEORY: Final = {
 }
 """Fields of metrics.jsonl and comm.jsonl, bits a parameter."""
 
-_CHUNK_BYTES: Final = 64 * 1024
 _STREAMS: Final = {("SubmitUpdate", "up"), ("FetchState", "down")}
 _TLS_RECORD_BYTES: Final = 16_301
 """What gRPC puts into one record; each adds 22 bytes."""
@@ -231,7 +231,7 @@ class Ledger:
     def _traffic(self, call: Call) -> None:
         tally = Tally(call.payload_bytes, call.message_bytes, call.calls, call.calls)
         if (call.rpc, call.direction) in _STREAMS:
-            tally.messages += math.ceil(tally.payload_bytes / _CHUNK_BYTES)
+            tally.messages += math.ceil(tally.payload_bytes / CHUNK_BYTES)
         if call.rpc == "SubmitUpdate" and call.direction == "up":
             # Only after its last message does a streaming client know to end its side.
             tally.messages += tally.calls

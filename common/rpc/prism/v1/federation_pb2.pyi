@@ -164,7 +164,6 @@ class JoinRequest(google.protobuf.message.Message):
     CODECS_FIELD_NUMBER: builtins.int
     STATE_CODECS_FIELD_NUMBER: builtins.int
     WANTS_PARTITION_FIELD_NUMBER: builtins.int
-    SOFTWARE_FIELD_NUMBER: builtins.int
     PRIVACY_MECHANISMS_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     client_name: builtins.str
@@ -173,8 +172,6 @@ class JoinRequest(google.protobuf.message.Message):
     """16 bytes, one per client process"""
     wants_partition: builtins.bool
     """have the server hand out a data partition"""
-    software: builtins.str
-    """name and version, for the log"""
     @property
     def fingerprint(self) -> Global___Fingerprint: ...
     @property
@@ -195,11 +192,10 @@ class JoinRequest(google.protobuf.message.Message):
         codecs: collections.abc.Iterable[Global___Codec.ValueType] | None = ...,
         state_codecs: collections.abc.Iterable[Global___StateCodec.ValueType] | None = ...,
         wants_partition: builtins.bool = ...,
-        software: builtins.str = ...,
         privacy_mechanisms: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["fingerprint", b"fingerprint"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["client_name", b"client_name", "codecs", b"codecs", "fingerprint", b"fingerprint", "instance", b"instance", "privacy_mechanisms", b"privacy_mechanisms", "protocol_version", b"protocol_version", "software", b"software", "state_codecs", b"state_codecs", "wants_partition", b"wants_partition"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["client_name", b"client_name", "codecs", b"codecs", "fingerprint", b"fingerprint", "instance", b"instance", "privacy_mechanisms", b"privacy_mechanisms", "protocol_version", b"protocol_version", "state_codecs", b"state_codecs", "wants_partition", b"wants_partition"]) -> None: ...
 
 Global___JoinRequest: typing_extensions.TypeAlias = JoinRequest
 
@@ -544,14 +540,11 @@ class ClientReport(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    EXAMPLES_FIELD_NUMBER: builtins.int
     LOSS_FIELD_NUMBER: builtins.int
-    TRAIN_SECONDS_FIELD_NUMBER: builtins.int
     CROSS_ENTROPY_BITS_FIELD_NUMBER: builtins.int
     KL_BITS_FIELD_NUMBER: builtins.int
-    examples: builtins.int
     loss: builtins.float
-    train_seconds: builtins.float
+    """mean over the local steps; what is not finite stands for none"""
     cross_entropy_bits: builtins.float
     """Cross-entropy under the round's state of a mask drawn from the client's, bits
     a parameter of the MASK segments, 0 to 16. Comes with kl_bits or not at all,
@@ -562,14 +555,12 @@ class ClientReport(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        examples: builtins.int = ...,
         loss: builtins.float = ...,
-        train_seconds: builtins.float = ...,
         cross_entropy_bits: builtins.float | None = ...,
         kl_bits: builtins.float | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_cross_entropy_bits", b"_cross_entropy_bits", "_kl_bits", b"_kl_bits", "cross_entropy_bits", b"cross_entropy_bits", "kl_bits", b"kl_bits"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_cross_entropy_bits", b"_cross_entropy_bits", "_kl_bits", b"_kl_bits", "cross_entropy_bits", b"cross_entropy_bits", "examples", b"examples", "kl_bits", b"kl_bits", "loss", b"loss", "train_seconds", b"train_seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_cross_entropy_bits", b"_cross_entropy_bits", "_kl_bits", b"_kl_bits", "cross_entropy_bits", b"cross_entropy_bits", "kl_bits", b"kl_bits", "loss", b"loss"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_cross_entropy_bits", b"_cross_entropy_bits"]) -> typing.Literal["cross_entropy_bits"] | None: ...
     @typing.overload

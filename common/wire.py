@@ -1,0 +1,96 @@
+"""What both sides must write and read alike: names of the wire, and messages as domain objects.
+
+Only the messages of the contract are used here, and no gRPC: who calls whom, and how, is the
+business of `server.service` and `client.transport`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Final
+
+from common.downlink import StateStep
+from common.errors import ProtocolError
+from common.fingerprint import Fingerprint
+from common.report import Report
+from common.rpc.prism.v1 import federation_pb2 as pb
+from common.theory import MaskBits, figures
+
+SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["Federation"].full_name
+SESSION_KEY: Final = "prism-session"
+"""Metadata of every call but `Join` and `GetStatus`: the session."""
+ROUND_KEY: Final = "prism-round"
+"""Trailing metadata of WrongRound: the round that is open."""
+CHUNK_BYTES: Final = 64 * 1024
+"""Payload bytes in one message of a stream, at most."""
+SEGMENT_KINDS: Final = {
+    "mask": pb.SEGMENT_KIND_MASK,
+    "score": pb.SEGMENT_KIND_SCORE,
+    "weight": pb.SEGMENT_KIND_WEIGHT,
+}
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+def chunks(payload: bytes) -> Iterator[bytes]:
+    """The payload in pieces of one message each; none of an empty payload."""
+    for start in range(0, len(payload), CHUNK_BYTES):
+        yield payload[start : start + CHUNK_BYTES]
+
+
+def session_of(metadata: Metadata | None) -> str:
+    """The session that a call names; empty if it names none."""
+    for key, value in metadata or ():
+        if key == SESSION_KEY:
+            return value if isinstance(value, str) else value.decode("ascii", "replace")
+    return ""
+
+
+def fingerprint_to_pb(fingerprint: Fingerprint) -> pb.Fingerprint:
+    """The message of a fingerprint."""
+    return pb.Fingerprint(**asdict(fingerprint))
+
+
+def fingerprint_from_pb(message: pb.Fingerprint) -> Fingerprint:
+    """The fingerprint of a message."""
+    return Fingerprint(
+        message.run_id,
+        message.seed,
+        message.dimension,
+        message.weights_digest,
+        message.tables_digest,
+    )
+
+
+def step_to_pb(step: StateStep) -> pb.StateStep:
+    """What a state's header says of one step; the payload follows it."""
+    codec = pb.StateCodec.ValueType(step.codec)
+    return pb.StateStep(codec=codec, round=step.round, payload_bytes=len(step.payload))
+
+
+def step_from_pb(message: pb.StateStep, payload: bytes) -> StateStep:
+    """The step of a state's header, with its payload."""
+    return StateStep(message.codec, message.round, payload)
+
+
+def report_to_pb(report: Report) -> pb.ClientReport:
+    """The message of a report; NaN stands for no loss."""
+    loss = math.nan if report.loss is None else report.loss
+    return pb.ClientReport(loss=loss, **figures(report.bits))
+
+
+def report_from_pb(message: pb.ClientReport) -> Report:
+    """The report of a message; a loss that is not finite is none.
+
+    Raises:
+        ProtocolError: bits that cannot be, or one figure of them without the other.
+    """
+    given = message.HasField("cross_entropy_bits"), message.HasField("kl_bits")
+    if any(given) and not all(given):
+        raise ProtocolError("cross_entropy_bits and kl_bits come together or not at all")
+    return Report(
+        loss=message.loss if math.isfinite(message.loss) else None,
+        bits=MaskBits(message.cross_entropy_bits, message.kl_bits) if all(given) else None,
+    )

@@ -84,12 +84,11 @@ class Client:
                     self._take_part(outcome)
                 else:
                     self._say(f"waiting: {outcome.reason}")
-        with contextlib.suppress(TransportError, SessionUnknown):
-            self._transport.leave()
+        self.leave()
 
     def leave(self) -> None:
         """Tell the server that this client goes, if it can be told."""
-        with contextlib.suppress(TransportError, SessionUnknown):
+        with contextlib.suppress(TransportError, ProtocolError):
             self._transport.leave()
 
     def _learn_run(self) -> tuple[RunConfig, Fingerprint]:
@@ -274,7 +273,7 @@ class Client:
         def beat() -> None:
             while not stop.wait(min(max(self._lease / 3, SHORTEST_BEAT), LONGEST_BEAT)):
                 # The main thread's next call meets the same trouble, and deals with it.
-                with contextlib.suppress(TransportError, SessionUnknown):
+                with contextlib.suppress(TransportError, ProtocolError):
                     self._transport.heartbeat()
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)

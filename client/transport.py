@@ -15,12 +15,12 @@ import grpc
 
 from client.messages import Assignment, Finished, Joined, Security, Wait
 from client.privacy_guard import MECHANISMS
-from common import PROTOCOL_VERSION, errors
+from common import PROTOCOL_VERSION
 from common.address import is_loopback
 from common.codecs import MASK_CODECS, SCORE_CODECS, WEIGHT_CODECS
 from common.codecs.difference import MAX_CLIENTS
 from common.downlink import STATE_CODECS, StateStep
-from common.errors import ConfigError, PayloadError, PrismError, ProtocolError, TransportError
+from common.errors import ConfigError, PayloadError, ProtocolError, TransportError
 from common.fingerprint import Fingerprint
 from common.layout import SegmentSpec, codec_of
 from common.pem import read_certificates, read_pair
@@ -29,11 +29,11 @@ from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationStub
 from common.state import GlobalState
 from common.wire import (
-    ROUND_KEY,
     SEGMENT_KINDS,
     SERVICE,
     SESSION_KEY,
     chunks,
+    error_of,
     fingerprint_from_pb,
     fingerprint_to_pb,
     report_to_pb,
@@ -66,16 +66,6 @@ _CODECS = [
     *(pb.Codec.ValueType(codec.wire) for codec in SCORE_CODECS),
     *(pb.Codec.ValueType(codec.wire) for codec in WEIGHT_CODECS),
 ]
-_ERRORS: dict[str, type[PrismError]] = {
-    "UNAUTHENTICATED": errors.SessionUnknown,
-    "PERMISSION_DENIED": errors.NotInCohort,
-    "ALREADY_EXISTS": errors.AlreadyExists,
-    "FAILED_PRECONDITION": errors.RunMismatch,
-    "RESOURCE_EXHAUSTED": errors.PayloadTooLarge,
-    "INVALID_ARGUMENT": errors.PayloadError,
-    "UNAVAILABLE": errors.TransportError,
-    "DEADLINE_EXCEEDED": errors.TransportError,
-}
 
 
 class Transport:
@@ -231,7 +221,7 @@ class Transport:
 
 
 class _MappedErrors:
-    """Turns a failed call into the error of the tree that its status stands for."""
+    """Turns a failed call into the error that the server raised, or that its status stands for."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -244,16 +234,13 @@ class _MappedErrors:
             return
         # Every RpcError that a call raises is that call too; the stubs do not say so.
         call = cast(grpc.Call, error)
-        status, text = call.code().name, call.details() or "no details"
-        trailing = {item[0]: item[1] for item in call.trailing_metadata() or ()}
-        if ROUND_KEY in trailing:
-            raise errors.WrongRound(text, int(trailing[ROUND_KEY])) from error
+        status = call.code().name
         if status == "CANCELLED":
             raise TransportError("the call was cancelled") from error
-        kind_ = _ERRORS.get(status, ProtocolError)
-        if kind_ is TransportError:
-            text = f"no answer from {self._address}: {text.splitlines()[0]}"
-        raise kind_(text) from error
+        meant = error_of(status, call.details() or "", call.trailing_metadata())
+        if isinstance(meant, TransportError):
+            meant = TransportError(f"no answer from {self._address}: {meant}")
+        raise meant from error
 
 
 def _credentials(security: Security) -> grpc.ChannelCredentials:

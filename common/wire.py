@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Final
 
+from common import errors
 from common.downlink import StateStep
-from common.errors import ProtocolError
+from common.errors import PrismError, ProtocolError, RunMismatch, TransportError, WrongRound
 from common.fingerprint import Fingerprint
 from common.report import Report
 from common.rpc.prism.v1 import federation_pb2 as pb
@@ -21,8 +22,10 @@ from common.theory import MaskBits, figures
 SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["Federation"].full_name
 SESSION_KEY: Final = "prism-session"
 """Metadata of every call but `Join` and `GetStatus`: the session."""
+ERROR_KEY: Final = "prism-error"
+"""Trailing metadata of a refused call: the error's class, by its name in `common.errors`."""
 ROUND_KEY: Final = "prism-round"
-"""Trailing metadata of WrongRound: the round that is open."""
+"""Trailing metadata of WrongRound: the round that is open, in decimal."""
 CHUNK_BYTES: Final = 64 * 1024
 """Payload bytes in one message of a stream, at most."""
 SEGMENT_KINDS: Final = {
@@ -32,6 +35,25 @@ SEGMENT_KINDS: Final = {
 }
 
 Metadata = Iterable[tuple[str, str | bytes]]
+
+_NAMED: Final[dict[str, type[PrismError]]] = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, (ProtocolError, TransportError))
+}
+"""All that one side may have the other raise, whatever a peer sends."""
+_BY_STATUS: Final[dict[str, type[PrismError]]] = {
+    "UNAUTHENTICATED": errors.SessionUnknown,
+    "PERMISSION_DENIED": errors.NotInCohort,
+    "ALREADY_EXISTS": errors.AlreadyExists,
+    "FAILED_PRECONDITION": errors.RunMismatch,
+    "RESOURCE_EXHAUSTED": errors.PayloadTooLarge,
+    "INVALID_ARGUMENT": errors.PayloadError,
+    "UNAVAILABLE": errors.TransportError,
+    "DEADLINE_EXCEEDED": errors.TransportError,
+}
+"""What a status is taken for that comes without the name of an error."""
+_LARGEST_ROUND: Final = 2**64 - 1
 
 
 def chunks(payload: bytes) -> Iterator[bytes]:
@@ -46,6 +68,45 @@ def session_of(metadata: Metadata | None) -> str:
         if key == SESSION_KEY:
             return value if isinstance(value, str) else value.decode("ascii", "replace")
     return ""
+
+
+def error_metadata(error: PrismError) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata that tells which error a status stands for; none for the server's own."""
+    named = ((ERROR_KEY, type(error).__name__),) if type(error).__name__ in _NAMED else ()
+    if isinstance(error, WrongRound):
+        return (*named, (ROUND_KEY, str(error.current)))
+    return named
+
+
+def error_of(status: str, text: str, trailing: Metadata | None) -> PrismError:
+    """The error that a refused call stands for; nothing of what the peer sends is trusted.
+
+    Args:
+        status: name of the grpc.StatusCode.
+        text: details of the status.
+        trailing: trailing metadata of the call.
+
+    Returns:
+        The named error if there is one of that name and status, else what the status is taken
+        for; in any case a ProtocolError or a TransportError.
+    """
+    said = {key: value for key, value in trailing or () if isinstance(value, str)}
+    kind = _NAMED.get(said.get(ERROR_KEY, ""))
+    if kind is None or kind.status != status:
+        known = status == WrongRound.status and ROUND_KEY in said
+        kind = WrongRound if known else _BY_STATUS.get(status, ProtocolError)
+    line = " ".join(text.split()) or "no details"
+    if kind is WrongRound:
+        current = _round(said.get(ROUND_KEY, ""))
+        return RunMismatch(line) if current is None else WrongRound(line, current)
+    return kind(line)
+
+
+def _round(text: str) -> int | None:
+    """A round as trailing metadata has it; None if it is none."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(_LARGEST_ROUND))):
+        return None
+    return int(text) if int(text) <= _LARGEST_ROUND else None
 
 
 def fingerprint_to_pb(fingerprint: Fingerprint) -> pb.Fingerprint:

@@ -20,11 +20,10 @@ from common.errors import (
     PayloadError,
     PrismError,
     SessionUnknown,
-    WrongRound,
 )
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.theory import MaskBits
-from common.wire import ROUND_KEY, SERVICE, report_from_pb, session_of
+from common.wire import SERVICE, error_metadata, report_from_pb, session_of
 from server.engine import Engine
 from server.members import check_identity
 from server.recorder import Traffic
@@ -95,8 +94,7 @@ class Gate(grpc.aio.ServerInterceptor):
         except PrismError as error:
             code = grpc.StatusCode[error.status]
             log.info("%s of %s: %s: %s", rpc, call.client or "a stranger", code.name, error)
-            trailing = ((ROUND_KEY, str(error.current)),) if isinstance(error, WrongRound) else ()
-            await context.abort(code, " ".join(str(error).split()), trailing)
+            await context.abort(code, " ".join(str(error).split()), error_metadata(error))
         except grpc.aio.AbortError:
             raise
         except Exception:

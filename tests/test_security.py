@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from support import RawClient, refused, running, tiny_config
+from support_tls import Authority
 
 from client.messages import Security
 from client.transport import Transport
@@ -45,68 +40,6 @@ def test_addresses_are_refused(tmp_path: Path) -> None:
             assert (tmp_path / "a" / "address").read_text() == f"{address}\n"
 
     asyncio.run(taken())
-
-
-class Authority:
-    """Certificates made on the spot."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
-        self.ca = folder / "ca.pem"
-        self.ca.write_bytes(self._pem(self._sign(self._name, self._key.public_key(), ca=True)))
-
-    def issue(self, name: str, *also: str) -> tuple[Path, Path]:
-        """Paths of a certificate for the names, and of its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._sign(subject, key.public_key(), ca=False, also=also)
-        paths = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        paths[0].write_bytes(self._pem(certificate))
-        paths[1].write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        return paths
-
-    def channel(self, address: str, *own: Path) -> grpc.aio.Channel:
-        """A channel that trusts this authority and shows the given certificate and key."""
-        chain, key = (path.read_bytes() for path in own) if own else (None, None)
-        credentials = grpc.ssl_channel_credentials(self.ca.read_bytes(), key, chain)
-        return grpc.aio.secure_channel(address, credentials)
-
-    def _sign(
-        self,
-        subject: x509.Name,
-        key: ec.EllipticCurvePublicKey,
-        *,
-        ca: bool,
-        also: tuple[str, ...] = (),
-    ) -> x509.Certificate:
-        now = datetime.now(UTC)
-        names: list[x509.GeneralName] = [x509.DNSName(name) for name in also]
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        )
-        if not ca:
-            names.append(x509.IPAddress(ip_address("127.0.0.1")))
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self._key, hashes.SHA256())
-
-    @staticmethod
-    def _pem(certificate: x509.Certificate) -> bytes:
-        return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def test_tls(tmp_path: Path) -> None:

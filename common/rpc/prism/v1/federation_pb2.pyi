@@ -13,10 +13,16 @@ Conventions
     from; closing round t makes state t + 1.
   * A digest is 32 bytes of SHA-256.
   * A status message is one line that says whose fault it was and what to do.
+  * Statuses are fewer than errors. The trailing metadata "prism-error" has
+    the name of the error, below in brackets; whoever does not know that name
+    for that status goes by the status.
 
-Any RPC may also return UNAVAILABLE (the server is stopping or not there:
-back off and try again), DEADLINE_EXCEEDED (likewise) and INTERNAL (a bug;
-the text names no internals).
+Any RPC may also return UNAVAILABLE [TransportError] (the server is stopping
+or not there: back off and try again), DEADLINE_EXCEEDED (likewise),
+INVALID_ARGUMENT [PayloadError] (the message does not parse) and INTERNAL (a
+bug; the text names no internals). With mutual TLS each may return
+PERMISSION_DENIED [IdentityMismatch]: the client's certificate is for another
+name than the client goes by.
 """
 
 import builtins

@@ -78,16 +78,14 @@ class FederationServicer(object):
         """Without a fingerprint: teaches the run (config and expected fingerprint).
         With one: enrols the client and opens a session. Joining again under the
         same name and instance replaces the session.
-        INVALID_ARGUMENT     the name is empty, too long or not printable; the
-        instance is not 16 bytes
-        FAILED_PRECONDITION  other protocol version; the fingerprint is not the
-        run's (seed, dimension, weights, tables); the client
-        lacks the run's codec or a privacy mechanism that the
-        run requires; the requested partition is not one of
-        this run's
-        ALREADY_EXISTS       another live instance holds this name
-        PERMISSION_DENIED    mutual TLS is on and the client's certificate is for
-        another name (so too in every later call)
+        INVALID_ARGUMENT     [ProtocolError] the name is empty, too long or not
+        printable; the instance is not 16 bytes
+        FAILED_PRECONDITION  [RunMismatch] other protocol version; the fingerprint
+        is not the run's (seed, dimension, weights, tables);
+        the client lacks the run's codec or a privacy
+        mechanism that the run requires; clients that are
+        here hold all data partitions
+        ALREADY_EXISTS       [AlreadyExists] another live instance holds this name
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,7 +94,8 @@ class FederationServicer(object):
     def AwaitRound(self, request, context):
         """Long poll: answers at once when there is something to do, else after
         wait_seconds at the latest.
-        UNAUTHENTICATED      no such session: join again
+        UNAUTHENTICATED      [SessionUnknown] no such session: join again
+        INVALID_ARGUMENT     [ProtocolError] wait_seconds is negative or NaN
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,8 +104,9 @@ class FederationServicer(object):
     def FetchState(self, request, context):
         """The state of a round, as the shortest of a chain of differences from the
         state that the client holds and a keyframe. Header first, then chunks.
-        UNAUTHENTICATED      no such session: join again
-        FAILED_PRECONDITION  that state is no longer, or not yet, the current one
+        UNAUTHENTICATED      [SessionUnknown] no such session: join again
+        FAILED_PRECONDITION  [WrongRound] that state is no longer, or not yet, the
+        current one; as in SubmitUpdate
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,17 +115,19 @@ class FederationServicer(object):
     def SubmitUpdate(self, request_iterator, context):
         """One update: a header, then the payload in chunks. Keyed by (run, round,
         client, payload digest): the same again is OK, acknowledged is durable.
-        UNAUTHENTICATED      no such session: join again
-        INVALID_ARGUMENT     segments do not tile the parameters, wrong kind or
-        codec, wrong length, digest mismatch, a payload that
-        does not decode, theoretical bits that cannot be
-        FAILED_PRECONDITION  another round is open, or this one was opened again
-        with another cohort (the open round is in the text
-        and in the trailing metadata "prism-round"); another
-        run
-        PERMISSION_DENIED    the client is not in this round's cohort
-        ALREADY_EXISTS       a different update of this client is already in
-        RESOURCE_EXHAUSTED   longer than the run's largest update
+        UNAUTHENTICATED      [SessionUnknown] no such session: join again
+        INVALID_ARGUMENT     [PayloadError] segments do not tile the parameters,
+        wrong kind or codec, wrong length, digest mismatch, a
+        payload that does not decode; [ProtocolError]
+        theoretical bits that cannot be
+        FAILED_PRECONDITION  [WrongRound] another round is open, or this one was
+        opened again with another cohort (the open round is
+        in the text and in the trailing metadata
+        "prism-round"); [RunMismatch] another run
+        PERMISSION_DENIED    [NotInCohort] the client is not in this round's cohort
+        ALREADY_EXISTS       [AlreadyExists] a different update of this client is
+        already in, or a newer call took this one's place
+        RESOURCE_EXHAUSTED   [PayloadTooLarge] longer than the run's largest update
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,7 +135,7 @@ class FederationServicer(object):
 
     def Heartbeat(self, request, context):
         """Renews the lease; a client whose lease runs out leaves the cohort.
-        UNAUTHENTICATED      no such session: join again
+        UNAUTHENTICATED      [SessionUnknown] no such session: join again
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

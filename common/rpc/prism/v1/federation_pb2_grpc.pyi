@@ -13,10 +13,16 @@ Conventions
     from; closing round t makes state t + 1.
   * A digest is 32 bytes of SHA-256.
   * A status message is one line that says whose fault it was and what to do.
+  * Statuses are fewer than errors. The trailing metadata "prism-error" has
+    the name of the error, below in brackets; whoever does not know that name
+    for that status goes by the status.
 
-Any RPC may also return UNAVAILABLE (the server is stopping or not there:
-back off and try again), DEADLINE_EXCEEDED (likewise) and INTERNAL (a bug;
-the text names no internals).
+Any RPC may also return UNAVAILABLE [TransportError] (the server is stopping
+or not there: back off and try again), DEADLINE_EXCEEDED (likewise),
+INVALID_ARGUMENT [PayloadError] (the message does not parse) and INTERNAL (a
+bug; the text names no internals). With mutual TLS each may return
+PERMISSION_DENIED [IdentityMismatch]: the client's certificate is for another
+name than the client goes by.
 """
 
 import abc
@@ -222,50 +228,52 @@ class FederationStub(typing.Generic[_FederationJoinType, _FederationAwaitRoundTy
     """Without a fingerprint: teaches the run (config and expected fingerprint).
     With one: enrols the client and opens a session. Joining again under the
     same name and instance replaces the session.
-      INVALID_ARGUMENT     the name is empty, too long or not printable; the
-                           instance is not 16 bytes
-      FAILED_PRECONDITION  other protocol version; the fingerprint is not the
-                           run's (seed, dimension, weights, tables); the client
-                           lacks the run's codec or a privacy mechanism that the
-                           run requires; the requested partition is not one of
-                           this run's
-      ALREADY_EXISTS       another live instance holds this name
-      PERMISSION_DENIED    mutual TLS is on and the client's certificate is for
-                           another name (so too in every later call)
+      INVALID_ARGUMENT     [ProtocolError] the name is empty, too long or not
+                           printable; the instance is not 16 bytes
+      FAILED_PRECONDITION  [RunMismatch] other protocol version; the fingerprint
+                           is not the run's (seed, dimension, weights, tables);
+                           the client lacks the run's codec or a privacy
+                           mechanism that the run requires; clients that are
+                           here hold all data partitions
+      ALREADY_EXISTS       [AlreadyExists] another live instance holds this name
     """
 
     AwaitRound: _FederationAwaitRoundType
     """Long poll: answers at once when there is something to do, else after
     wait_seconds at the latest.
-      UNAUTHENTICATED      no such session: join again
+      UNAUTHENTICATED      [SessionUnknown] no such session: join again
+      INVALID_ARGUMENT     [ProtocolError] wait_seconds is negative or NaN
     """
 
     FetchState: _FederationFetchStateType
     """The state of a round, as the shortest of a chain of differences from the
     state that the client holds and a keyframe. Header first, then chunks.
-      UNAUTHENTICATED      no such session: join again
-      FAILED_PRECONDITION  that state is no longer, or not yet, the current one
+      UNAUTHENTICATED      [SessionUnknown] no such session: join again
+      FAILED_PRECONDITION  [WrongRound] that state is no longer, or not yet, the
+                           current one; as in SubmitUpdate
     """
 
     SubmitUpdate: _FederationSubmitUpdateType
     """One update: a header, then the payload in chunks. Keyed by (run, round,
     client, payload digest): the same again is OK, acknowledged is durable.
-      UNAUTHENTICATED      no such session: join again
-      INVALID_ARGUMENT     segments do not tile the parameters, wrong kind or
-                           codec, wrong length, digest mismatch, a payload that
-                           does not decode, theoretical bits that cannot be
-      FAILED_PRECONDITION  another round is open, or this one was opened again
-                           with another cohort (the open round is in the text
-                           and in the trailing metadata "prism-round"); another
-                           run
-      PERMISSION_DENIED    the client is not in this round's cohort
-      ALREADY_EXISTS       a different update of this client is already in
-      RESOURCE_EXHAUSTED   longer than the run's largest update
+      UNAUTHENTICATED      [SessionUnknown] no such session: join again
+      INVALID_ARGUMENT     [PayloadError] segments do not tile the parameters,
+                           wrong kind or codec, wrong length, digest mismatch, a
+                           payload that does not decode; [ProtocolError]
+                           theoretical bits that cannot be
+      FAILED_PRECONDITION  [WrongRound] another round is open, or this one was
+                           opened again with another cohort (the open round is
+                           in the text and in the trailing metadata
+                           "prism-round"); [RunMismatch] another run
+      PERMISSION_DENIED    [NotInCohort] the client is not in this round's cohort
+      ALREADY_EXISTS       [AlreadyExists] a different update of this client is
+                           already in, or a newer call took this one's place
+      RESOURCE_EXHAUSTED   [PayloadTooLarge] longer than the run's largest update
     """
 
     Heartbeat: _FederationHeartbeatType
     """Renews the lease; a client whose lease runs out leaves the cohort.
-      UNAUTHENTICATED      no such session: join again
+      UNAUTHENTICATED      [SessionUnknown] no such session: join again
     """
 
     Leave: _FederationLeaveType
@@ -315,16 +323,14 @@ class FederationServicer(metaclass=abc.ABCMeta):
         """Without a fingerprint: teaches the run (config and expected fingerprint).
         With one: enrols the client and opens a session. Joining again under the
         same name and instance replaces the session.
-          INVALID_ARGUMENT     the name is empty, too long or not printable; the
-                               instance is not 16 bytes
-          FAILED_PRECONDITION  other protocol version; the fingerprint is not the
-                               run's (seed, dimension, weights, tables); the client
-                               lacks the run's codec or a privacy mechanism that the
-                               run requires; the requested partition is not one of
-                               this run's
-          ALREADY_EXISTS       another live instance holds this name
-          PERMISSION_DENIED    mutual TLS is on and the client's certificate is for
-                               another name (so too in every later call)
+          INVALID_ARGUMENT     [ProtocolError] the name is empty, too long or not
+                               printable; the instance is not 16 bytes
+          FAILED_PRECONDITION  [RunMismatch] other protocol version; the fingerprint
+                               is not the run's (seed, dimension, weights, tables);
+                               the client lacks the run's codec or a privacy
+                               mechanism that the run requires; clients that are
+                               here hold all data partitions
+          ALREADY_EXISTS       [AlreadyExists] another live instance holds this name
         """
 
     @abc.abstractmethod
@@ -335,7 +341,8 @@ class FederationServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[common.rpc.prism.v1.federation_pb2.AwaitRoundResponse, collections.abc.Awaitable[common.rpc.prism.v1.federation_pb2.AwaitRoundResponse]]:
         """Long poll: answers at once when there is something to do, else after
         wait_seconds at the latest.
-          UNAUTHENTICATED      no such session: join again
+          UNAUTHENTICATED      [SessionUnknown] no such session: join again
+          INVALID_ARGUMENT     [ProtocolError] wait_seconds is negative or NaN
         """
 
     @abc.abstractmethod
@@ -346,8 +353,9 @@ class FederationServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[common.rpc.prism.v1.federation_pb2.StateChunk], collections.abc.AsyncIterator[common.rpc.prism.v1.federation_pb2.StateChunk]]:
         """The state of a round, as the shortest of a chain of differences from the
         state that the client holds and a keyframe. Header first, then chunks.
-          UNAUTHENTICATED      no such session: join again
-          FAILED_PRECONDITION  that state is no longer, or not yet, the current one
+          UNAUTHENTICATED      [SessionUnknown] no such session: join again
+          FAILED_PRECONDITION  [WrongRound] that state is no longer, or not yet, the
+                               current one; as in SubmitUpdate
         """
 
     @abc.abstractmethod
@@ -358,17 +366,19 @@ class FederationServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[common.rpc.prism.v1.federation_pb2.SubmitUpdateResponse, collections.abc.Awaitable[common.rpc.prism.v1.federation_pb2.SubmitUpdateResponse]]:
         """One update: a header, then the payload in chunks. Keyed by (run, round,
         client, payload digest): the same again is OK, acknowledged is durable.
-          UNAUTHENTICATED      no such session: join again
-          INVALID_ARGUMENT     segments do not tile the parameters, wrong kind or
-                               codec, wrong length, digest mismatch, a payload that
-                               does not decode, theoretical bits that cannot be
-          FAILED_PRECONDITION  another round is open, or this one was opened again
-                               with another cohort (the open round is in the text
-                               and in the trailing metadata "prism-round"); another
-                               run
-          PERMISSION_DENIED    the client is not in this round's cohort
-          ALREADY_EXISTS       a different update of this client is already in
-          RESOURCE_EXHAUSTED   longer than the run's largest update
+          UNAUTHENTICATED      [SessionUnknown] no such session: join again
+          INVALID_ARGUMENT     [PayloadError] segments do not tile the parameters,
+                               wrong kind or codec, wrong length, digest mismatch, a
+                               payload that does not decode; [ProtocolError]
+                               theoretical bits that cannot be
+          FAILED_PRECONDITION  [WrongRound] another round is open, or this one was
+                               opened again with another cohort (the open round is
+                               in the text and in the trailing metadata
+                               "prism-round"); [RunMismatch] another run
+          PERMISSION_DENIED    [NotInCohort] the client is not in this round's cohort
+          ALREADY_EXISTS       [AlreadyExists] a different update of this client is
+                               already in, or a newer call took this one's place
+          RESOURCE_EXHAUSTED   [PayloadTooLarge] longer than the run's largest update
         """
 
     @abc.abstractmethod
@@ -378,7 +388,7 @@ class FederationServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[common.rpc.prism.v1.federation_pb2.HeartbeatResponse, collections.abc.Awaitable[common.rpc.prism.v1.federation_pb2.HeartbeatResponse]]:
         """Renews the lease; a client whose lease runs out leaves the cohort.
-          UNAUTHENTICATED      no such session: join again
+          UNAUTHENTICATED      [SessionUnknown] no such session: join again
         """
 
     @abc.abstractmethod

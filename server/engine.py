@@ -12,8 +12,9 @@ import logging
 import math
 import secrets
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from common.config import RunConfig
 from common.downlink import StateStep, initial_state
@@ -21,7 +22,8 @@ from common.errors import WrongRound
 from common.fingerprint import Fingerprint
 from common.report import Report
 from common.state import GlobalState
-from server.aggregate import Aggregator, Closed
+from server.aggregate import Closed
+from server.attempt import Attempt
 from server.average import StateAverage
 from server.background import Background, durable, wait_for
 from server.broadcast import Broadcast
@@ -35,15 +37,14 @@ from server.events import (
     Finished,
     Interrupted,
     Opened,
-    Ticket,
     Wait,
 )
 from server.journal import Checkpoint, Journal, Recovered, StoredUpdate
 from server.members import Members, Parted, PartitionGiven
-from server.methods import make_aggregator
 from server.metrics import Metrics
 from server.recorder import Recorder
 from server.rounds import Phase, Rounds
+from server.upload import Upload
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Engine:
     Attributes:
         config: the run.
         fingerprint: what clients must agree with.
-        rounds: the state machine.
+        rounds: the state machine, for others to ask; events go through the engine.
         broadcast: the downlink.
         recorder: the run's outputs.
 
@@ -84,9 +85,8 @@ class Engine:
         self._said = ""
 
     def _restore(self, found: Recovered) -> None:
-        """Take up the state, the members and the open round of an earlier life."""
+        """Take up the state, the members and the open round of the previous process."""
         now = time.monotonic()
-        self._opened_at = now
         members = Members(
             self.config.data.clients, self.config.round.lease_seconds, found.partitions
         )
@@ -97,14 +97,13 @@ class Engine:
             before |= set(found.checkpoint.members)
         members.await_return(now, before)
         self.rounds = Rounds(self.config, members, found.round)
-        self._reports: list[Report] = []
-        self._aggregator: Aggregator | None = None
+        self._attempt: Attempt | None = None
         self._interrupted: tuple[int, Interrupted | None] = (found.attempt, None)
         if found.cohort:
-            self._aggregator = make_aggregator(self.config, self.broadcast.state, len(found.cohort))
+            self._attempt = Attempt(self.config, self.broadcast.state, len(found.cohort), now)
             for update in found.updates.values():
                 rank = found.cohort.index(update.client)
-                self._fold(self._aggregator.decode(update.segments(), rank), update)
+                self._attempt.fold(self._attempt.decode(update, rank), update.report)
             digests = {name: update.digest for name, update in found.updates.items()}
             self._interrupted = (
                 found.attempt,
@@ -169,41 +168,54 @@ class Engine:
             )
         return self.broadcast.steps(held)
 
-    async def claim(
-        self, session: str, round_: int, place: tuple[int, int], digest: bytes
-    ) -> Ticket | None:
-        """Announce an update; None if it is durable already. Raises as `Rounds.claim` does."""
+    @asynccontextmanager
+    async def upload(
+        self,
+        session: str,
+        round_: int,
+        place: tuple[int, int],
+        digest: bytes,
+        sizes: tuple[int, ...],
+    ) -> AsyncIterator[Upload | None]:
+        """Claim the place of an update, for a block that takes it in and submits it.
+
+        Gives None if this very update is durable already. What the block did not submit is
+        given up at its end. Raises as `Rounds.claim` does.
+        """
         while True:
             self._work.check_running()
             changed = self._work.changed
             claimed = self.rounds.claim(session, round_, place, digest)
-            if claimed is Claimed.DUPLICATE:
-                return None
-            if isinstance(claimed, Ticket):
-                return claimed
+            if claimed is not Claimed.STORING:
+                break
             await changed.wait()
+        if claimed is Claimed.DUPLICATE:
+            yield None
+            return
+        try:
+            yield Upload(claimed, sizes, self.rounds.check)
+        finally:
+            self.rounds.release(claimed)
 
-    async def submit(
-        self, ticket: Ticket, payload: bytes, sizes: tuple[int, ...], report: Report
-    ) -> None:
+    async def submit(self, upload: Upload, report: Report) -> None:
         """Decode an update, make it durable and fold it; it may be acknowledged then.
 
         Once stored, an update is committed whatever becomes of the caller.
 
         Raises:
-            PayloadError: the payload does not decode.
+            PayloadError: the payload is not what its header declares, or does not decode.
             WrongRound, AlreadyExists: as in `Rounds.check`.
         """
-        self.rounds.check(ticket)
-        aggregator = self._current_aggregator()
-        update = StoredUpdate(ticket.name, ticket.digest, sizes, report, payload)
-        contribution = await asyncio.to_thread(aggregator.decode, update.segments(), ticket.rank)
-        # The aggregator is the ticket's: another attempt would make this raise.
+        ticket, payload = upload.ticket, upload.whole()
+        attempt = self._current_attempt()
+        update = StoredUpdate(ticket.name, ticket.digest, upload.sizes, report, payload)
+        contribution = await asyncio.to_thread(attempt.decode, update, ticket.rank)
+        # The attempt is the ticket's: another one would make this raise.
         self.rounds.store(ticket)
 
         def store() -> None:
             self._journal.append_update(update)
-            self._fold(contribution, update)
+            attempt.fold(contribution, report)
 
         async def commit() -> None:
             await durable(self._work.write(store))
@@ -265,10 +277,8 @@ class Engine:
         for effect in effects:
             match effect:
                 case Opened(round_, attempt, cohort):
-                    self._opened_at = time.monotonic()
-                    self._reports = []
                     state, size = self.broadcast.state, len(cohort)
-                    self._aggregator = make_aggregator(self.config, state, size)
+                    self._attempt = Attempt(self.config, state, size, time.monotonic())
                     written = self._work.write(self._journal.append_open, attempt, cohort)
                     again = f", attempt {attempt + 1}" if attempt else ""
                     log.info(
@@ -299,10 +309,10 @@ class Engine:
 
     async def _close_round(self) -> None:
         """Aggregate, broadcast, average, checkpoint; then tell the machine."""
-        aggregator, reports = self._current_aggregator(), list(self._reports)
+        attempt = self._current_attempt()
         # The writer thread folds, so it is where everything is known to be folded.
-        closed = await self._work.write(aggregator.close)
-        state, average, metrics = await asyncio.to_thread(self._publish, closed, reports)
+        closed = await self._work.write(attempt.close)
+        state, average, metrics = await asyncio.to_thread(self._publish, attempt, closed)
         arrays = {**self.broadcast.snapshot(), **self._average.snapshot()}
         point = Checkpoint(state, self.live(), metrics.line(), arrays)
         await self._work.write(self._journal.checkpoint, point)
@@ -317,22 +327,17 @@ class Engine:
         await self._apply(self.rounds.aggregated(time.monotonic()))
 
     def _publish(
-        self, closed: Closed, reports: list[Report]
+        self, attempt: Attempt, closed: Closed
     ) -> tuple[GlobalState, GlobalState, Metrics]:
         state = self.broadcast.publish(closed)
         self._average.add(state)
-        seconds = time.monotonic() - self._opened_at
-        metrics = Metrics.of(state, closed.lam, closed.clients, reports, seconds)
+        metrics = attempt.metrics(state, closed, time.monotonic())
         return state, self._average.state, metrics
 
-    def _fold(self, contribution: Any, update: StoredUpdate) -> None:
-        self._current_aggregator().fold(contribution)
-        self._reports.append(update.report)
-
-    def _current_aggregator(self) -> Aggregator:
-        if self._aggregator is None:
+    def _current_attempt(self) -> Attempt:
+        if self._attempt is None:
             raise WrongRound(f"round {self.rounds.round} is not open", self.rounds.round)
-        return self._aggregator
+        return self._attempt
 
     def _say(self, line: str) -> None:
         """Log what the run waits for, once until it changes."""

@@ -7,9 +7,19 @@
     FINISHED <------------------------------aggregated, the last----------------'
 
 Pure: no I/O, no clock (each event says what time it is), no randomness but the run's seed.
-Every method that is an event first validates and raises, then changes the membership or the
-updates, and ends in `_settle`, the one place where the phase changes. An event that raises
-has changed nothing. Times are seconds of any monotonic clock.
+Times are seconds of any monotonic clock. Events are called by the engine alone; each first
+validates and raises, and one that raises has changed nothing. There are two kinds:
+
+    start, join, leave, tick, commit, aggregated    change the members or the updates, and end in
+                                                    `_settle`, the one place where the phase
+                                                    changes; what is to be done comes back as
+                                                    effects
+    claim, store, release                           move one client's upload; they take no time,
+                                                    change no phase and have no effects
+
+An upload needs no effects, because it counts for nothing before `commit`: while it is claimed its
+update is missing, and once it is stored all that it does is to hold up the end of the attempt.
+Leases are renewed on `members`, since a longer lease calls for no change.
 """
 
 from __future__ import annotations
@@ -84,7 +94,7 @@ class Rounds:
     # Events
 
     def start(self, now: float, attempt: int = 0, earlier: Interrupted | None = None) -> Effects:
-        """Begin, or go on with the attempt that an earlier life of the server left open."""
+        """Begin, or go on with the attempt that the previous process of the server left open."""
         self.attempt = attempt
         if earlier is not None:
             self._open(now, earlier.cohort)

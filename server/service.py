@@ -26,7 +26,7 @@ from common.wire import (
     step_to_pb,
 )
 from server.engine import Engine
-from server.events import Assignment, Finished, Ticket
+from server.events import Assignment, Finished
 from server.interceptors import Context
 from server.members import check_identity
 
@@ -126,19 +126,16 @@ class FederationService(FederationServicer):
         header = first.header
         sizes = self._check_header(header)
         report = report_from_pb(header.report)
-        ticket = await self._engine.claim(
-            session_of(context.invocation_metadata()),
-            header.round,
-            (header.rank, header.cohort_size),
-            header.payload_digest,
-        )
-        if ticket is None:
-            return pb.SubmitUpdateResponse(round=header.round, duplicate=True)
-        try:
-            payload = await self._receive(request_iterator, ticket, sum(sizes))
-            await self._engine.submit(ticket, payload, sizes, report)
-        finally:
-            self._engine.rounds.release(ticket)
+        session = session_of(context.invocation_metadata())
+        place, digest = (header.rank, header.cohort_size), header.payload_digest
+        async with self._engine.upload(session, header.round, place, digest, sizes) as upload:
+            if upload is None:
+                return pb.SubmitUpdateResponse(round=header.round, duplicate=True)
+            async for message in request_iterator:
+                if message.WhichOneof("part") != "data":
+                    raise PayloadError("an update has one header, then data")
+                upload.add(message.data)
+            await self._engine.submit(upload, report)
         return pb.SubmitUpdateResponse(round=header.round)
 
     async def Heartbeat(  # noqa: N802
@@ -220,22 +217,3 @@ class FederationService(FederationServicer):
                     f"{spec.codec} of {spec.count} parameters takes at most {most}"
                 )
         return tuple(segment.payload_bytes for segment in header.segments)
-
-    async def _receive(
-        self, messages: AsyncIterator[pb.UpdateChunk], ticket: Ticket, total: int
-    ) -> bytes:
-        """The payload, whole; raises PayloadError, or what `Rounds.check` raises."""
-        payload = bytearray()
-        async for message in messages:
-            self._engine.rounds.check(ticket)
-            if message.WhichOneof("part") != "data":
-                raise PayloadError("an update has one header, then data")
-            if len(payload) + len(message.data) > total:
-                raise PayloadError(f"more than the {total} bytes that the header declares")
-            payload += message.data
-        self._engine.rounds.check(ticket)
-        if len(payload) != total:
-            raise PayloadError(f"{len(payload)} bytes of the {total} that the header declares")
-        if hashlib.sha256(payload).digest() != ticket.digest:
-            raise PayloadError("the payload does not match its digest: damaged on the way")
-        return bytes(payload)

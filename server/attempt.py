@@ -1,0 +1,45 @@
+"""One attempt at a round: what is folded of it, what its clients report, how long it takes."""
+
+from __future__ import annotations
+
+from common.config import RunConfig
+from common.report import Report
+from common.state import GlobalState
+from server.aggregate import Closed, Contribution
+from server.journal import StoredUpdate
+from server.methods import make_aggregator
+from server.metrics import Metrics
+
+
+class Attempt:
+    """What is known of a round while it is open, and what closing it gives.
+
+    Args:
+        config: the run.
+        state: that the round starts from.
+        cohort_size: clients that were asked to train.
+        now: seconds, of the clock that `metrics` is told too.
+    """
+
+    def __init__(self, config: RunConfig, state: GlobalState, cohort_size: int, now: float) -> None:
+        self._aggregator = make_aggregator(config, state, cohort_size)
+        self._reports: list[Report] = []
+        self._opened_at = now
+
+    def decode(self, update: StoredUpdate, rank: int) -> Contribution:
+        """Make an update ready to fold; in any thread. See `Aggregator.decode`."""
+        return self._aggregator.decode(update.segments(), rank)
+
+    def fold(self, contribution: Contribution, report: Report) -> None:
+        """Add what `decode` made of an update."""
+        self._aggregator.fold(contribution)
+        self._reports.append(report)
+
+    def close(self) -> Closed:
+        """What was folded; see `Aggregator.close`."""
+        return self._aggregator.close()
+
+    def metrics(self, state: GlobalState, closed: Closed, now: float) -> Metrics:
+        """Figures of the closed round, and of the state that everyone goes on from."""
+        seconds = now - self._opened_at
+        return Metrics.of(state, closed.lam, closed.clients, self._reports, seconds)

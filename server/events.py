@@ -89,7 +89,7 @@ class Claimed(StrEnum):
 
 @dataclass(frozen=True)
 class Interrupted:
-    """An attempt that an earlier life of the server left open.
+    """An attempt that an earlier process of the server left open.
 
     Attributes:
         cohort: the names that were drawn.

@@ -81,7 +81,7 @@ class Checkpoint:
 
 @dataclass
 class Recovered:
-    """What an earlier life of the server left in the directory.
+    """What an earlier process of the server left in the directory.
 
     Attributes:
         checkpoint: None before the first round was closed.
@@ -151,7 +151,7 @@ class Journal:
             raise
 
     def recover(self) -> Recovered:
-        """Read back what an earlier life of the server left, and make ready to append.
+        """Read back what an earlier process of the server left, and make ready to append.
 
         Raises:
             StorageError: something that was acknowledged cannot be read back.

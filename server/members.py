@@ -44,7 +44,7 @@ class Members:
     Args:
         partition_count: data partitions that can be handed out.
         lease_seconds: how long a silent client counts as live.
-        partitions: index by name, as an earlier life of the server handed them out.
+        partitions: index by name, as an earlier process of the server handed them out.
     """
 
     def __init__(

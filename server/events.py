@@ -76,7 +76,6 @@ class Ticket:
     round: int
     attempt: int
     rank: int
-    cohort_size: int
     digest: bytes
 
 

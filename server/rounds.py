@@ -315,7 +315,7 @@ class Rounds:
     def _ticket(self, name: str, digest: bytes) -> Ticket:
         self._serial += 1
         rank = self.cohort.index(name)
-        return Ticket(self._serial, name, self.round, self.attempt, rank, len(self.cohort), digest)
+        return Ticket(self._serial, name, self.round, self.attempt, rank, digest)
 
     def _storing(self) -> bool:
         return any(slot.stage is _Stage.STORING for slot in self._slots.values())

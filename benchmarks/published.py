@@ -169,7 +169,7 @@ class PublishedRecipe:
         scores: Tensor,
     ) -> None:
         train = config.train
-        self.generator = PublishedGenerator(Architecture.of(config.model), weights, scores)
+        self.generator = PublishedGenerator(Architecture.of(config), weights, scores)
         self.encoder = PublishedEncoder(encoder)
         self.real = real
         features = real.mean.numel()

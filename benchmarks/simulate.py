@@ -18,12 +18,13 @@ import torch
 import typer
 
 from benchmarks.measure import Measured, Meter, Setting, command, quality_of
-from client.loss import Moments, real_moments
+from client.local_images import LocalImages, local_moments
+from client.loss import Moments
 from client.mechanisms import calibrate_moments, features_of, noisy_values, release_moments
 from client.methods import make_trainer
 from client.update import encode_update, update_bits
 from common.config import RunConfig
-from common.data import ImageSource, load_images, partition
+from common.data import ImageSource, partition, split_by
 from common.downlink import initial_state
 from common.encoders import FeatureEncoder, load_encoder
 from common.model.architecture import Architecture
@@ -122,16 +123,15 @@ def client_moments(
     config: RunConfig, source: ImageSource, encoder: FeatureEncoder, device: torch.device
 ) -> list[Moments]:
     """What each client trains on: its part's moments, or a fresh private release of them."""
-    whole: int | np.ndarray = len(source) if source.labels is None else source.labels
     out = []
-    for part in partition(whole, config.data, config.seed):
-        images = load_images(source, part, config.model.image_size, config.channels)
+    for part in partition(split_by(source, config), config.data, config.seed):
+        images = LocalImages.of(config, source, part)
         if config.privacy.mechanism == "moments":
             calibration = calibrate_moments(config.privacy, len(part))
-            features = features_of(encoder, torch.split(images, 128), device)
+            features = features_of(encoder, images.batches(), device)
             out.append(release_moments(features, calibration).to(device))
         else:
-            out.append(real_moments(encoder, torch.split(images, 128), device))
+            out.append(local_moments(encoder, images, device))
     return out
 
 
@@ -141,7 +141,7 @@ def measure(setting: Setting) -> Iterator[Measured]:
     encoder = load_encoder(run.encoder.name, run.encoder.layers, run.encoder.pool).to(device)
     moments = client_moments(run, setting.source(), encoder, device)
     judge = setting.evaluator()
-    meter = Meter(len(moments), Architecture.of(run.model).dimension)
+    meter = Meter(len(moments), Architecture.of(run).dimension)
     for done in simulate(run, encoder, moments, device):
         meter.add(done.up_bytes, done.down_bytes * len(moments), done.seconds)
         if not setting.due(done.state.round):

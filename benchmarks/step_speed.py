@@ -87,7 +87,7 @@ def compare(config: RunConfig, encoder: FeatureEncoder, repeats: int) -> Compare
         encoder: the frozen encoder.
         repeats: how often each side's steps are timed, after once that is not.
     """
-    architecture, state = Architecture.of(config.model), initial_state(config)
+    architecture, state = Architecture.of(config), initial_state(config)
     real = _some_moments(config, encoder)
     scores = torch.from_numpy(state.scores.astype(np.float32) / np.float32(SCORE_UNIT))
     weights = torch.from_numpy(frozen_weights(architecture, config.seed))

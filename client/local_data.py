@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from client.local_images import Indices, LocalImages
 from client.loss import Moments
 from client.privacy_guard import Guard
 from common.config import RunConfig
-from common.data import load_images, open_source, partition
+from common.data import (
+    open_source,
+    partition,
+    split_by,
+)
 from common.encoders import FeatureEncoder, load_encoder
 from common.errors import ConfigError, DataError
 
 log = logging.getLogger("prism.client")
-_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class PrivateData:
             The frozen encoder on the device, and the moments that training matches.
         """
         indices = self._indices(config, assigned)
-        log.info("measuring the features of %d images", len(indices))
+        images = LocalImages.of(config, self._source, indices)
+        log.info("measuring the features of %d images", len(images))
         encoder = load_encoder(
             config.encoder.name,
             layers=config.encoder.layers,
@@ -109,14 +112,9 @@ class PrivateData:
             weights=self._encoder_weights,
         ).to(self.device)
 
-        def batches() -> Iterator[Tensor]:
-            for start in range(0, len(indices), _BATCH):
-                batch = indices[start : start + _BATCH]
-                yield load_images(self._source, batch, config.model.image_size, config.channels)
+        return encoder, guard.moments(config, encoder, images, self.device)
 
-        return encoder, guard.moments(config, encoder, batches, len(indices), self.device)
-
-    def _indices(self, config: RunConfig, assigned: tuple[int, int]) -> np.ndarray:
+    def _indices(self, config: RunConfig, assigned: tuple[int, int]) -> Indices:
         if self._choice is None:
             return np.arange(len(self._source))
         index, count = self._choice.index, self._choice.count
@@ -124,9 +122,5 @@ class PrivateData:
             index, count = assigned
         if not 0 <= index < count:
             raise DataError(f"the server assigned partition {index} of {count}")
-        parts = partition(
-            self._source.labels if self._source.labels is not None else len(self._source),
-            config.data.model_copy(update={"clients": count}),
-            config.seed,
-        )
-        return parts[index]
+        data = config.data.model_copy(update={"clients": count})
+        return partition(split_by(self._source, config), data, config.seed)[index]

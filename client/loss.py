@@ -1,16 +1,16 @@
 """Feature matching: the MMD with a perceptual kernel, by moments (GFMN, dos Santos et al. 2019).
 
-Real data enter only as two statistics of each frozen feature, computed once: its mean and its
-variance or, under `privacy.mechanism = "moments"`, a private release of the means of two maps
-of it (DP-MEPF, Harder et al. 2023). Each step compares them with the same statistics of a
-generated batch; the differences are smoothed by moving averages, and the generator descends
-along the smoothed differences.
+Real data enter only as two statistics of each frozen feature, class by class where labels are
+used, computed once: its mean and its variance or, under `privacy.mechanism = "moments"`, a
+private release of the means of two maps of it (DP-MEPF, Harder et al. 2023). Each step compares
+them with the same statistics of a generated batch; the differences are smoothed by moving
+averages, and the generator descends along the smoothed differences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -27,49 +27,56 @@ _CHUNK: Final = 1 << 14
 
 @dataclass(frozen=True)
 class Moments:
-    """Per-feature statistics, all layers one after another.
+    """Per-feature statistics of one or more groups of images, all layers one after another.
 
     Attributes:
-        mean: (F,) float32; where normalised, the mean of phi1 = f / |f|.
-        variance: (F,) float32, population variance; where normalised, the mean of
+        mean: (G, F) float32; where normalised, the mean of phi1 = f / |f|.
+        variance: (G, F) float32, population variance; where normalised, the mean of
             phi2 = f^2 / |f^2|.
+        classes: the label of each group, ascending; empty where labels are ignored, and all
+            images are one group.
         normalised: which of the two kinds they are; only like may be compared with like.
     """
 
     mean: Tensor
     variance: Tensor
+    classes: tuple[int, ...] = ()
     normalised: bool = False
-
-    def of(self, features: Sequence[Tensor]) -> Moments:
-        """The same statistics of a batch, layer by layer; gradients flow through."""
-        return normalised_moments(features) if self.normalised else feature_moments(features)
 
     def to(self, device: torch.device) -> Moments:
         """The same on another device."""
-        return Moments(self.mean.to(device), self.variance.to(device), self.normalised)
+        return replace(self, mean=self.mean.to(device), variance=self.variance.to(device))
 
 
-def feature_moments(features: Sequence[Tensor]) -> Moments:
+def feature_moments(features: Sequence[Tensor], groups: int = 1) -> Moments:
     """Moments of one batch, layer by layer: no (B, F) matrix of all features is ever built.
 
     Args:
-        features: per layer (B, C, H, W); gradients flow through.
+        features: per layer (B, C, H, W), B a multiple of `groups`; gradients flow through.
+        groups: consecutive blocks of B / groups images, G of them.
 
     Returns:
-        Moments in float32, whatever the features are in, for their differences cancel.
+        (G, F) population moments, in float32 whatever the features are in, for their
+        differences cancel.
     """
-    means, variances = zip(*map(_layer_moments, features), strict=True)
-    return Moments(torch.cat(means), torch.cat(variances))
+    means, variances = zip(*(_layer_moments(layer, groups) for layer in features), strict=True)
+    return Moments(torch.cat(means, dim=1), torch.cat(variances, dim=1))
 
 
-def _layer_moments(layer: Tensor) -> tuple[Tensor, Tensor]:
+def _layer_moments(layer: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     last = layer.permute(0, 2, 3, 1)
     if not last.is_contiguous():
-        return _BatchMoments.apply(layer.flatten(1))  # type: ignore[no-untyped-call, no-any-return]
+        return _BatchMoments.apply(layer.flatten(1), groups)  # type: ignore[no-untyped-call, no-any-return]
     # The moments are put in order, not the features, of which there are B times as many.
-    pair = _BatchMoments.apply(last.flatten(1))  # type: ignore[no-untyped-call]
-    mean, variance = (m.view(last.shape[1:]).permute(2, 0, 1).flatten() for m in pair)
+    pair = _BatchMoments.apply(last.flatten(1), groups)  # type: ignore[no-untyped-call]
+    shape = (groups, *last.shape[1:])
+    mean, variance = (m.view(shape).permute(0, 3, 1, 2).flatten(1) for m in pair)
     return mean, variance
+
+
+def unbiased(moments: Moments, images: int) -> Moments:
+    """Population variances of `images` a group, corrected to be unbiased: blocks are small."""
+    return replace(moments, variance=moments.variance * (images / (images - 1)))
 
 
 def normalised_moments(features: Sequence[Tensor]) -> Moments:
@@ -90,39 +97,44 @@ def normalised_moments(features: Sequence[Tensor]) -> Moments:
     by_first = (first.clamp_min(_TINY).rsqrt() / len(first)).unsqueeze(0)
     by_second = (second.clamp_min(_TINY).rsqrt() / len(second)).unsqueeze(0)
     return Moments(
-        torch.cat([(by_first @ layer)[0] for layer in flat]),
-        torch.cat([(by_second @ layer)[0] for layer in squares]),
+        torch.cat([by_first @ layer for layer in flat], dim=1),
+        torch.cat([by_second @ layer for layer in squares], dim=1),
         normalised=True,
     )
 
 
 class _BatchMoments(torch.autograd.Function):
-    """Mean and population variance over the batch, (B, F) to twice (F,), at least float32.
+    """Mean and population variance over each of G blocks, (B, F) to twice (G, F), at least float32.
 
-    Sums over the batch are products with a row of ones, and the backward pass is one fused
+    Sums over a block are products with a row of ones, and the backward pass is one fused
     multiply-add: over ten times faster on CPU than torch.var_mean and its derivative.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        row = _wide(x.new_ones((1, len(x)))) / len(x)
+    def forward(ctx: Any, x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        size = len(x) // groups
+        row = _wide(x.new_ones((1, size))) / size
         first, second = [], []
         chunk = _CHUNK if x.device.type == "cpu" else x.shape[1]
-        for part in map(_wide, torch.split(x, chunk, dim=1)):
-            first.append((row @ part)[0])
-            second.append((row @ part.square())[0])
-        mean = torch.cat(first)
-        variance = torch.cat(second) - mean.square()
+        for block in torch.split(x, size):
+            for part in map(_wide, torch.split(block, chunk, dim=1)):
+                first.append((row @ part)[0])
+                second.append((row @ part.square())[0])
+        mean = torch.cat(first).view(groups, -1)
+        variance = torch.cat(second).view(groups, -1) - mean.square()
         ctx.save_for_backward(x, mean)
         return mean, variance.clamp_min(0)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         x, mean = ctx.saved_tensors
         by_mean, by_variance = gradients
-        slope = by_variance * (2 / len(x))
-        level = by_mean / len(x) - slope * mean
-        return torch.addcmul(level.to(x.dtype), x, slope.to(x.dtype))
+        size = len(x) // len(mean)
+        slope = by_variance * (2 / size)
+        level = by_mean / size - slope * mean
+        blocks = x.view(len(mean), size, -1)
+        by_x = torch.addcmul(level.to(x.dtype)[:, None], blocks, slope.to(x.dtype)[:, None])
+        return by_x.view(x.shape), None
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -130,7 +142,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def real_moments(encoder: nn.Module, batches: Iterable[Tensor], device: torch.device) -> Moments:
-    """Moments of all real images, accumulated in float64 over batches.
+    """Moments of all real images as one group, accumulated in float64 over batches.
 
     Args:
         encoder: frozen; (B, C, H, W) in [-1, 1] to a list of feature maps.
@@ -138,7 +150,7 @@ def real_moments(encoder: nn.Module, batches: Iterable[Tensor], device: torch.de
         device: where to compute.
 
     Returns:
-        Moments on `device`.
+        (1, F) moments on `device`.
     """
     count = 0
     first = second = torch.zeros((), dtype=torch.float64, device=device)
@@ -150,32 +162,57 @@ def real_moments(encoder: nn.Module, batches: Iterable[Tensor], device: torch.de
             count += len(images)
     mean = first / count
     variance = (second / count - mean.square()).clamp_min(0)
-    return Moments(mean.float(), variance.float())
+    return Moments(mean.float().unsqueeze(0), variance.float().unsqueeze(0))
+
+
+def class_moments(
+    encoder: nn.Module, batches: Mapping[int, Iterable[Tensor]], device: torch.device
+) -> Moments:
+    """Moments of each class by itself: `real_moments` of the batches of each label."""
+    classes = tuple(sorted(batches))
+    rows = [real_moments(encoder, batches[label], device) for label in classes]
+    return Moments(
+        torch.cat([row.mean for row in rows]), torch.cat([row.variance for row in rows]), classes
+    )
 
 
 class MovingAverages:
-    """v_m and v_v: each moved by one Adam step a batch towards the current difference.
+    """v_m and v_v of each group: moved by one Adam step a batch towards the current difference.
 
     Attributes:
-        mean: (F,) v_m, of real mean minus generated mean.
-        variance: (F,) v_v, likewise of the variances.
+        mean: G times (F,) v_m, of real mean minus generated mean.
+        variance: G times (F,) v_v, likewise of the variances.
     """
 
-    def __init__(self, features: int, rate: float, device: torch.device) -> None:
-        self.mean = torch.zeros(features, device=device, requires_grad=True)
-        self.variance = torch.zeros(features, device=device, requires_grad=True)
-        self.optimiser = torch.optim.Adam([self.mean, self.variance], lr=rate, betas=(0.5, 0.999))
+    def __init__(self, groups: int, features: int, rate: float, device: torch.device) -> None:
+        def zeros() -> list[Tensor]:
+            return [torch.zeros(features, device=device, requires_grad=True) for _ in range(groups)]
 
-    def step(self, real: Moments, generated: Moments) -> Tensor:
-        """Move both averages, then return the generator's loss.
+        self.mean, self.variance = zeros(), zeros()
+        self.optimiser = torch.optim.Adam([*self.mean, *self.variance], lr=rate, betas=(0.5, 0.999))
 
-        The loss <v_m, real mean - generated mean> + <v_v, real variance - generated variance>
-        carries gradients through `generated` alone.
+    def step(self, real: Moments, generated: Moments, drawn: Sequence[int]) -> Tensor:
+        """Move the averages of the groups that were drawn, then return the generator's loss.
+
+        The loss, <v_m, real mean - generated mean> + <v_v, real variance - generated variance>
+        summed over the groups, carries gradients through `generated` alone.
+
+        Args:
+            real: of all G groups.
+            generated: a row for each drawn group.
+            drawn: which groups those are; the averages and optimiser state of others stay.
         """
-        mean_difference = real.mean - generated.mean
-        variance_difference = real.variance - generated.variance
-        # The gradient of the squared error |v - difference|^2, which Adam follows.
-        self.mean.grad = 2 * (self.mean.detach() - mean_difference.detach())
-        self.variance.grad = 2 * (self.variance.detach() - variance_difference.detach())
+        self.optimiser.zero_grad()
+        terms: list[tuple[Tensor, Tensor]] = []
+        for row, group in enumerate(drawn):
+            for average, target, value in (
+                (self.mean[group], real.mean[group], generated.mean[row]),
+                (self.variance[group], real.variance[group], generated.variance[row]),
+            ):
+                difference = target - value
+                # The gradient of the squared error |v - difference|^2, which Adam follows.
+                average.grad = 2 * (average.detach() - difference.detach())
+                terms.append((average, difference))
         self.optimiser.step()
-        return self.mean.detach() @ mean_difference + self.variance.detach() @ variance_difference
+        products = [average.detach() @ difference for average, difference in terms]
+        return torch.stack(products).sum()

@@ -130,7 +130,7 @@ def release_moments(batches: Iterable[Sequence[Tensor]], calibration: Calibratio
         raise PrivacyError(f"noise was calibrated for {n} images, and there are {count}")
     noisy = sums + discrete_gaussian(sums.size).reshape(sums.shape)
     means = torch.from_numpy(noisy * (grid / n)).float()
-    return Moments(means[0], means[1], normalised=True)
+    return Moments(means[:1], means[1:], normalised=True)
 
 
 def _unit_sums(features: Sequence[Tensor], grid: float) -> Integers:

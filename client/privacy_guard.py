@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from client.ledger import Entry, Ledger, total_epsilon
-from client.loss import Moments, real_moments
+from client.local_images import LocalImages, local_moments
+from client.loss import Moments
 from client.mechanisms import (
     LOUD_NOISE,
     Calibration,
@@ -37,7 +38,6 @@ from common.state import GlobalState, Values
 MECHANISMS = ("moments", "mask-noise")
 """What this client can apply, as `privacy.mechanism` spells it."""
 log = logging.getLogger("prism.client")
-Batches = Callable[[], Iterable[Tensor]]
 
 
 class Guard:
@@ -93,8 +93,7 @@ class Guard:
         self,
         config: RunConfig,
         encoder: FeatureEncoder,
-        batches: Batches,
-        n: int,
+        images: LocalImages,
         device: torch.device,
     ) -> Moments:
         """What training may know of the images: their moments, or the one private release.
@@ -102,14 +101,13 @@ class Guard:
         Args:
             config: the run, agreed to.
             encoder: the frozen encoder, on the device.
-            batches: gives the n images anew at each call, as uint8 (B, C, H, W).
-            n: images.
+            images: of this client.
             device: where to compute.
 
         Raises:
             PrivacyError: the promise cannot be kept; nothing was released.
         """
-        mechanism = config.privacy.mechanism
+        mechanism, n, batches = config.privacy.mechanism, len(images), images.batches
         if mechanism == "moments":
             calibration = calibrate_moments(config.privacy, n)
             features = check_encoder(encoder, _image_shape(config), device)
@@ -117,8 +115,8 @@ class Guard:
             return self._release(
                 entry, lambda: release_moments(features_of(encoder, batches(), device), calibration)
             ).to(device)
-        real = real_moments(encoder, batches(), device)
-        features = real.mean.numel()
+        real = local_moments(encoder, images, device)
+        features = real.mean.shape[1]
         if mechanism == "mask-noise":
             check_delta(config.privacy.delta, n)
             calibration = calibrate_mask_noise(config.privacy)

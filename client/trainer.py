@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.loss import Moments, MovingAverages
+from client.loss import Moments, MovingAverages, feature_moments, normalised_moments, unbiased
 from common.config import RunConfig, TrainConfig
 from common.encoders import FeatureEncoder
 from common.errors import PrivacyError
@@ -58,7 +58,8 @@ class Trainer(ABC):
     Args:
         config: the run.
         encoder: the frozen encoder, on the device.
-        real: the private moments to match, on the device.
+        real: the private moments to match, on the device; a row for each class of this client
+            where labels are used, else one.
         device: where to train.
 
     Raises:
@@ -75,12 +76,14 @@ class Trainer(ABC):
         self._encoder = encoder.rounded() if self._half else encoder
         self._real = real
         self._device = device
-        self._architecture = Architecture.of(config.model)
+        self._architecture = Architecture.of(config)
         self._trained = torch.zeros(self._architecture.dimension, device=device, requires_grad=True)
         self._optimiser = torch.optim.Adam(
             [self._trained], lr=config.train.learning_rate, betas=(0.5, 0.999), fused=True
         )
-        self._averages = MovingAverages(real.mean.numel(), config.train.moving_average_rate, device)
+        groups, features = real.mean.shape
+        rate = config.train.moving_average_rate
+        self._averages = MovingAverages(groups, features, rate, device)
 
     @abstractmethod
     def _start(self, state: GlobalState) -> NDArray[np.float32]:
@@ -122,17 +125,43 @@ class Trainer(ABC):
         return LocalResult(self._result(), total / train.local_steps, time.monotonic() - started)
 
     def _step(self, noise: torch.Generator) -> float:
-        batch_size, latent = self._config.train.batch_size, self._architecture.latent
-        z = self._random(torch.randn, noise, batch_size, latent)
+        groups, labels = self._draw_groups(noise)
+        batch_size = self._config.train.batch_size if labels is None else len(labels)
+        z = self._random(torch.randn, noise, batch_size, self._architecture.latent)
         weights = self._effective_weights(noise)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            images = generate(self._architecture, z, weights)
-        generated = self._real.of(self._encoder(images.float()))
-        loss = self._averages.step(self._real, generated)
+            images = generate(self._architecture, z, weights, labels=labels)
+        features = self._encoder(images.float())
+        if self._real.normalised:
+            generated = normalised_moments(features)
+        else:
+            generated = feature_moments(features, len(groups))
+            if labels is not None:
+                generated = unbiased(generated, batch_size // len(groups))
+        loss = self._averages.step(self._real, generated, groups)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
         return float(loss.detach())
+
+    def _draw_groups(self, noise: torch.Generator) -> tuple[list[int], Tensor | None]:
+        """Groups of the next batch, and its labels: of each class the same number, in blocks.
+
+        All classes of this client if `train.class_batch` images of each fit into a batch, else
+        as many as fit, drawn anew each step. Only its own: batch statistics are then those of
+        images that the loss sees.
+        """
+        classes = self._real.classes
+        if not classes:
+            return [0], None
+        train = self._config.train
+        groups = list(range(len(classes)))
+        most = train.batch_size // train.class_batch
+        if len(groups) > most:
+            drawn = torch.randperm(len(groups), generator=noise, device=self._device)[:most]
+            groups = sorted(drawn.tolist())
+        of_groups = torch.tensor([classes[group] for group in groups], device=self._device)
+        return groups, of_groups.repeat_interleave(train.batch_size // len(groups))
 
     def _random(self, draw: Any, noise: torch.Generator, *shape: int) -> Tensor:
         drawn: Tensor = draw(*shape, generator=noise, device=self._device)
@@ -143,17 +172,31 @@ class Trainer(ABC):
         return {
             "optimiser": self._optimiser.state_dict(),
             "averages": self._averages.optimiser.state_dict(),
-            "mean": self._averages.mean.detach(),
-            "variance": self._averages.variance.detach(),
+            "classes": list(self._real.classes),
+            "mean": torch.stack(self._averages.mean).detach(),
+            "variance": torch.stack(self._averages.variance).detach(),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: it belongs to other classes or features than this trainer's.
+        """
+        if saved["classes"] != list(self._real.classes):
+            raise ValueError("the moving averages are of other classes")
+        for kept in (saved["mean"], saved["variance"]):
+            if kept.shape != self._real.mean.shape:
+                raise ValueError("the moving averages are of other features")
         self._optimiser.load_state_dict(saved["optimiser"])
         self._averages.optimiser.load_state_dict(saved["averages"])
         with torch.no_grad():
-            self._averages.mean.copy_(saved["mean"])
-            self._averages.variance.copy_(saved["variance"])
+            for averages, kept in (
+                (self._averages.mean, saved["mean"]),
+                (self._averages.variance, saved["variance"]),
+            ):
+                for average, row in zip(averages, kept, strict=True):
+                    average.copy_(row)
 
 
 class PrismTrainer(Trainer):

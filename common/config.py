@@ -9,34 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from common.defaults import brought_classes, with_defaults
 from common.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
-GREY_DATA = frozenset({"digits", "mnist", "fmnist"})
-METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "fedpm": {
-        "sharpening": 1.0,
-        "train": {"learning_rate": 0.1, "learning_rate_final": 0.1},
-        "codec": {"up": "raw", "down": "keyframe"},
-        "output": {"mask": "sample", "average": 0.0},
-    },
-    "fedavg": {
-        "sharpening": 1.0,
-        "train": {"learning_rate": 0.02, "learning_rate_final": 0.001},
-        "codec": {"up": "float32", "down": "keyframe"},
-    },
-}
-"""Defaults that a method changes: keys, and keys of sections."""
-SAMPLED_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"train": {"annealing": 0.0}}
-"""Likewise where the exported mask is sampled: training then matches what sampled masks give."""
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Names = tuple[Name, ...]
 
 
 class _Section(BaseModel):
@@ -52,6 +38,15 @@ class DataConfig(_Section):
     """Partitions that the data set is cut into; the usual number of clients."""
     shards_per_client: Positive = 4
     dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.005
+    labels: Literal["use", "ignore"] | None = None
+    """Match and draw each class by itself, or ignore labels, as published; by default they are
+    used wherever the classes are known."""
+    classes: Annotated[Names, Field(strict=False, max_length=1000)] = ()
+    """What the classes are called; known data sets bring theirs, folders have sub-folders."""
+    attributes: Annotated[Names, Field(strict=False, max_length=8)] = ()
+    """CelebA's attributes whose combinations are the classes; by default Male."""
+    min_class_size: Annotated[int, Field(ge=2)] = 20
+    """A client leaves out classes of which it holds fewer images."""
 
 
 class ModelConfig(_Section):
@@ -80,6 +75,9 @@ class TrainConfig(_Section):
 
     local_steps: Positive = 20
     batch_size: Annotated[int, Field(ge=2)] = 64
+    class_batch: Annotated[int, Field(ge=2)] = 4
+    """Images of a class in a step, at least; a client with more classes than fit into
+    `batch_size` draws some of them for each step."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.3
     """Adam's in the first round, on the scores; on the weights of fedavg, by default 0.02."""
     learning_rate_final: Annotated[float, Field(gt=0)] = 0.01
@@ -191,23 +189,11 @@ class RunConfig(_Section):
     @classmethod
     def _resolve(cls, raw: Any) -> Any:
         """Fill in the defaults that follow from other keys."""
-        if not isinstance(raw, dict):
-            return raw
-        data, model = raw.get("data", {}), raw.get("model", {})
-        rounds = raw.get("round", {})
-        if isinstance(data, dict) and isinstance(model, dict) and model.get("channels") is None:
-            grey = str(data.get("name", "digits")) in GREY_DATA
-            raw = {**raw, "model": {**model, "channels": 1 if grey else 3}}
-        if isinstance(data, dict) and isinstance(rounds, dict) and not rounds.get("min_clients"):
-            raw = {**raw, "round": {**rounds, "min_clients": data.get("clients", 3)}}
-        raw = _with_defaults(raw, METHOD_DEFAULTS.get(str(raw.get("method")), {}))
-        output = raw.get("output", {})
-        if isinstance(output, dict) and output.get("mask") == "sample":
-            raw = _with_defaults(raw, SAMPLED_DEFAULTS)
-        return raw
+        return with_defaults(raw) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
+        self._check_classes()
         if self.codec.coordinates_per_round < 1 and self.codec.up != "flips":
             raise ValueError('codec.coordinates_per_round below 1 needs codec.up = "flips"')
         if self.method != "prism" and self.alpha > 0:
@@ -228,6 +214,32 @@ class RunConfig(_Section):
             raise ValueError('privacy.mechanism = "mask-noise" needs a method that trains masks')
         return self
 
+    def _check_classes(self) -> None:
+        data = self.data
+        if data.labels == "use" and not data.classes:
+            raise ValueError(
+                'data.labels = "use" needs data.classes: the names of the sub-folders, such as '
+                '["cat", "dog"]'
+            )
+        if len(set(data.classes)) < len(data.classes):
+            raise ValueError("data.classes: a name stands there twice")
+        brought = brought_classes(data.name, data.attributes)
+        if data.classes and brought and data.classes != brought:
+            raise ValueError(
+                f"data.classes: {data.name} brings its own, {', '.join(brought)}: leave them out"
+            )
+        if data.attributes and data.name != "celeba":
+            raise ValueError('data.attributes needs data.name = "celeba"')
+        if data.labels == "use" and self.train.class_batch > self.train.batch_size:
+            raise ValueError("train.class_batch is more than train.batch_size")
+        if data.labels == "use" and self.privacy.mechanism == "moments":
+            raise ValueError('privacy.mechanism = "moments" needs data.labels = "ignore"')
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that are drawn by themselves; none where labels are ignored."""
+        return self.data.classes if self.data.labels == "use" else ()
+
     @property
     def channels(self) -> int:
         """Image channels, resolved."""
@@ -246,14 +258,6 @@ class RunConfig(_Section):
     def to_toml(self) -> str:
         """The resolved config; reading it back gives an equal one."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
-
-
-def _with_defaults(raw: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in what is not given, one level deep."""
-    for key, default in defaults.items():
-        given = raw.get(key, {} if isinstance(default, dict) else default)
-        raw = {**raw, key: {**default, **given} if isinstance(given, dict) else given}
-    return raw
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:

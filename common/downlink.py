@@ -49,7 +49,7 @@ class StateStep:
 
 def initial_state(config: RunConfig) -> GlobalState:
     """State 0, which both sides build from the seed and nobody sends."""
-    architecture = Architecture.of(config.model)
+    architecture = Architecture.of(config)
     if config.method == "fedavg":
         return GlobalState(0, frozen_weights(architecture, config.seed))
     return GlobalState(0, initial_scores(architecture.dimension, config.seed))

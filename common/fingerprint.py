@@ -32,7 +32,7 @@ class Fingerprint:
     @classmethod
     def of(cls, config: RunConfig) -> Fingerprint:
         """Build weights and tables here, and say what came out."""
-        architecture = Architecture.of(config.model)
+        architecture = Architecture.of(config)
         return cls(
             run_id=config.run_id(),
             seed=config.seed,

@@ -47,7 +47,7 @@ def update_layout(config: RunConfig) -> tuple[SegmentSpec, ...]:
     PRISM-alpha (section 4.3 of the paper): the last alpha share of the masked layers, rounded
     to whole layers, uploads scores; the layers before them a mask.
     """
-    architecture = Architecture.of(config.model)
+    architecture = Architecture.of(config)
     d = architecture.dimension
     if config.method == "fedavg":
         return (SegmentSpec("weight", config.codec.up, 0, d),)

@@ -45,7 +45,7 @@ down = "keyframe"
 [output]
 sample_every = 0
 """
-D = Architecture.of(parse_config(CONFIG).model).dimension
+D = Architecture.of(parse_config(CONFIG)).dimension
 
 
 def traffic(client: str, rpc: str, direction: str, payload: int, message: int, **more: Any) -> Any:

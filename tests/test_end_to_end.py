@@ -86,7 +86,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_what_it_promises(tiny_run: Path) -> None:
     out = tiny_run / "out"
     config = load_config(out / "config.toml")
-    d = Architecture.of(config.model).dimension
+    d = Architecture.of(config).dimension
 
     metrics = jsonl(out / "metrics.jsonl")
     assert [line["round"] for line in metrics] == [0, 1, 2]

@@ -154,7 +154,7 @@ def test_late_and_sleeping_clients_train_on_the_same_states(tmp_path: Path, down
     fetched = {name: run.fetched(name) for name in names}
     keyframe = fetched["newcomer"][first := min(fetched["newcomer"])]
     assert first >= LATE
-    d = Architecture.of(load_config(run.out / "config.toml").model).dimension
+    d = Architecture.of(load_config(run.out / "config.toml")).dimension
     assert d < keyframe < 2 * d
     ((held, wanted),) = (
         pair for pair in pairwise(sorted(fetched["sleeper"])) if pair[1] - pair[0] > MISSED

@@ -125,7 +125,7 @@ def test_fedavg_refuses_what_it_cannot_sum() -> None:
 
 def test_fedavg_starts_from_the_frozen_weights_and_travels_whole() -> None:
     state = initial_state(FEDAVG)
-    frozen = frozen_weights(Architecture.of(FEDAVG.model), FEDAVG.seed)
+    frozen = frozen_weights(Architecture.of(FEDAVG), FEDAVG.seed)
     assert np.array_equal(state.weights, frozen)
     broadcast = Broadcast(FEDAVG, state)
     updates = [weight_codec("float32").encode(w) for w in weights_of(state, 2)]

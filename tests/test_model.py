@@ -137,7 +137,7 @@ def test_layouts_tile_for_every_alpha() -> None:
     for alpha in np.linspace(0, 1, 23):
         layout = update_layout(TINY.model_copy(update={"alpha": float(alpha)}))
         assert layout[0].offset == 0
-        assert sum(segment.count for segment in layout) == Architecture.of(TINY.model).dimension
+        assert sum(segment.count for segment in layout) == Architecture.of(TINY).dimension
     assert [segment.kind for segment in layout] == ["score"]
 
 
@@ -154,11 +154,11 @@ def test_a_model_file_is_enough(tmp_path: Path, mask: str) -> None:
     assert not torch.equal(loaded.sample(5, seed=3), loaded.sample(5, seed=4))
     assert loaded.sample(300).shape == (300, 1, 16, 16)
     assert loaded.sample(0).shape == (0, 1, 16, 16)
-    assert path.stat().st_size <= Architecture.of(config.model).dimension / 8 + 16 * 1024
+    assert path.stat().st_size <= Architecture.of(config).dimension / 8 + 16 * 1024
 
 
 def test_trained_weights_are_exported_too(tmp_path: Path) -> None:
-    weights = np.random.default_rng(0).normal(size=Architecture.of(TINY.model).dimension)
+    weights = np.random.default_rng(0).normal(size=Architecture.of(TINY).dimension)
     state = GlobalState(3, weights.astype(np.float32))
     build_model(TINY, state).save(tmp_path / "m")
     assert load_model(tmp_path / "m").sample(2).shape == (2, 1, 16, 16)

@@ -57,7 +57,7 @@ def test_gradients_are_the_published_ones() -> None:
     encoder = load_small()
     images = torch.randint(0, 256, (16, 1, 16, 16), dtype=torch.uint8)
     real, state = real_moments(encoder, [images], CPU), initial_state(config)
-    architecture = Architecture.of(config.model)
+    architecture = Architecture.of(config)
     reference = PublishedRecipe(
         config,
         encoder,

@@ -195,7 +195,7 @@ def test_training_masks_close_in_on_the_threshold(round_: int, spread: float) ->
     theta = sigma(scores) / 65536
     if spread == 0:
         assert (masks == (theta > 0.5)).all()
-        frozen = frozen_weights(Architecture.of(TINY.model), TINY.seed)
+        frozen = frozen_weights(Architecture.of(TINY), TINY.seed)
         last = trainer._effective_weights(noise).detach().numpy()
         assert np.array_equal(last, frozen * (scores > 0))
     else:

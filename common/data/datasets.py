@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from common.catalogue import DATA_SETS, attribute_classes
 from common.data.folder import FolderSource
 from common.data.source import ArraySource, ImageSource
 from common.errors import DataError
@@ -63,8 +63,8 @@ def _digits(train: bool) -> ImageSource:
     held_out = np.arange(len(bunch.images)) % TEST_EVERY == TEST_EVERY - 1
     chosen = ~held_out if train else held_out
     pixels = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
-    names = tuple(str(i) for i in range(10))
-    return ArraySource("digits", pixels, bunch.target[chosen].astype(np.int64), names)
+    labels = bunch.target[chosen].astype(np.int64)
+    return ArraySource("digits", pixels, labels, DATA_SETS["digits"].classes)
 
 
 def _torchvision(name: str, cls: str, data_dir: Path, **options: Any) -> Any:
@@ -89,7 +89,7 @@ def _idx(name: str, cls: str) -> Callable[[Path, bool], ImageSource]:
     def open_idx(data_dir: Path, train: bool) -> ImageSource:
         loaded = _torchvision(name, cls, data_dir, train=train)
         labels = loaded.targets.numpy().astype(np.int64)
-        return ArraySource(name, loaded.data.numpy(), labels, tuple(loaded.classes))
+        return ArraySource(name, loaded.data.numpy(), labels, DATA_SETS[name].classes)
 
     return open_idx
 
@@ -121,15 +121,24 @@ class CelebASource(FolderSource):
             raise DataError(f"celeba in {data_dir} has no images in this part")
         super().__init__(data_dir / "celeba" / "img_align_celeba", crop=CELEBA_CROP)
         self.name = "celeba"
-        self.class_names = ("female", "male")
-        self.labels = _attribute(loaded.attr, loaded.attr_names, "Male")
+        self._attributes: NDArray[np.int64] = loaded.attr.numpy().astype(np.int64)
+        self._names = [name for name in loaded.attr_names if name]
+        self.class_names = attribute_classes(("Male",))
+        self.labels = self.combinations(("Male",))
         self._files = [PurePosixPath(name) for name in loaded.filename]
 
+    def combinations(self, attributes: Sequence[str]) -> NDArray[np.int64]:
+        """(n,) labels whose bit i is attribute i, as `common.catalogue.attribute_classes` names.
 
-def _attribute(values: torch.Tensor, names: list[str], wanted: str) -> NDArray[np.int64]:
-    """One column of CelebA's (n, 40) attributes as 0 or 1."""
-    column: NDArray[np.int64] = values[:, names.index(wanted)].numpy().astype(np.int64)
-    return column
+        Raises:
+            DataError: CelebA has no such attribute.
+        """
+        labels = np.zeros(len(self._attributes), dtype=np.int64)
+        for bit, name in enumerate(attributes):
+            if name not in self._names:
+                raise DataError(f"celeba has no attribute {name}; it has {', '.join(self._names)}")
+            labels |= self._attributes[:, self._names.index(name)] << bit
+        return labels
 
 
 _OPENERS: Final[dict[str, Callable[[Path, bool], ImageSource]]] = {

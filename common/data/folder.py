@@ -111,6 +111,29 @@ class FolderSource(ImageSource):
     def __len__(self) -> int:
         return len(self._files)
 
+    def labels_by(self, classes: Sequence[str]) -> NDArray[np.int64]:
+        """(n,) positions in `classes`, by the sub-folders of the first level that bears them.
+
+        Unlike `labels`, these do not hang on which of the classes are there: a folder with one
+        sub-folder has one class.
+
+        Raises:
+            DataError: an image lies in no folder of these names.
+        """
+        depth = min(len(file.parts) for file in self._files) - 1
+        missing: list[str] = []
+        for level in range(depth):
+            found = [file.parts[level] for file in self._files]
+            foreign = sorted(set(found) - set(classes))
+            if not foreign:
+                return np.array([classes.index(name) for name in found], dtype=np.int64)
+            if len(foreign) < len(set(found)):
+                missing = foreign
+        wanted = ", ".join(classes)
+        if missing:
+            raise DataError(f"{self.name}: sub-folder {missing[0]} is no class; they are {wanted}")
+        raise DataError(f"{self.name}: sort the images into sub-folders named as classes: {wanted}")
+
     def batches(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         """See `ImageSource.batches`."""
         run: list[NDArray[np.uint8]] = []

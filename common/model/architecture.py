@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from common.config import ModelConfig
+from common.config import RunConfig
 
+Kind = Literal["conv", "transposed", "label"]
 BASE = 4
 """Height and width of the first feature map."""
 
@@ -29,7 +30,7 @@ class LayerSpec:
     """
 
     name: str
-    kind: Literal["conv", "transposed"]
+    kind: Kind
     shape: tuple[int, ...]
     fan_in: int
     offset: int
@@ -49,19 +50,28 @@ class LayerSpec:
 class Architecture:
     """The ResNet generator of PRISM (section 5; GFMN's, without trained parts).
 
-    z -> transposed convolution to 4x4 -> one residual block per doubling, the width halving
-    down to `width` -> normalisation, ReLU, 3x3 convolution, tanh.
+    z -> transposed convolution to 4x4, plus a map of the label's own -> one residual block per
+    doubling, the width halving down to `width` -> normalisation, ReLU, 3x3 convolution, tanh.
+
+    Attributes:
+        latent: entries of z.
+        width: channels of the last block.
+        image_size: side in pixels.
+        channels: 1 or 3.
+        classes: labels that the generator is told apart by; 0 for none, as published.
     """
 
     latent: int
     width: int
     image_size: int
     channels: int
+    classes: int = 0
 
     @classmethod
-    def of(cls, model: ModelConfig) -> Architecture:
-        """The architecture that a resolved config describes."""
-        return cls(model.latent, model.width, model.image_size, model.channels or 1)
+    def of(cls, config: RunConfig) -> Architecture:
+        """The architecture that a run's config describes."""
+        model, classes = config.model, len(config.classes)
+        return cls(model.latent, model.width, model.image_size, config.channels, classes)
 
     @property
     def blocks(self) -> int:
@@ -78,13 +88,17 @@ class Architecture:
         """All masked layers in forward order; they tile [0, dimension)."""
         layers: list[LayerSpec] = []
 
-        def add(name: str, kind: Literal["conv", "transposed"], shape: tuple[int, ...]) -> None:
-            # A transposed convolution of a 1x1 map meets each input once per output.
-            fan_in = shape[0] if kind == "transposed" else math.prod(shape[1:])
+        def add(name: str, kind: Kind, shape: tuple[int, ...]) -> None:
+            # A transposed convolution of a 1x1 map meets each input once per output, and of a
+            # one-hot label only one input is not zero.
+            fans = {"conv": math.prod(shape[1:]), "transposed": shape[0], "label": 1}
+            fan_in = fans[kind]
             offset = layers[-1].offset + layers[-1].count if layers else 0
             layers.append(LayerSpec(name, kind, shape, fan_in, offset))
 
         add("project", "transposed", (self.latent, self.base_width, BASE, BASE))
+        if self.classes:
+            add("label", "label", (self.classes, self.base_width, BASE, BASE))
         wide = self.base_width
         for block in range(self.blocks):
             narrow = wide // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,28 @@ import safetensors
 import safetensors.numpy
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from common.config import ModelConfig, RunConfig
-from common.errors import ModelFileError, PayloadError
+from common.config import ModelConfig, Name, RunConfig
+from common.errors import ConfigError, ModelFileError, PayloadError
 from common.files import write_atomically
 from common.masks import Mask, from_bytes, pack, unpack
 from common.model.architecture import Architecture
 from common.model.frozen import frozen_weights
-from common.model.generator import FixedStatistics, calibrate, generate, normalised_widths
+from common.model.generator import (
+    FixedStatistics,
+    balanced_labels,
+    calibrate,
+    generate,
+    normalised_widths,
+)
 from common.seeding import derive_seed, uniform16
 from common.state import GlobalState, sigma
 
 _FORMAT = "prism-model-1"
+_NAMES = TypeAdapter(list[Name])
+_LABELS = TypeAdapter(list[int])
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class ExportedModel:
         parameters: the mask of d bits, or (d,) float32 trained weights.
         means: calibrated normalisation means, all sites concatenated, float32.
         variances: likewise.
+        class_names: what the labels 0, 1, ... are called; none where labels were ignored.
+        unseen: labels of which no client held enough images to learn them.
     """
 
     architecture: Architecture
@@ -49,17 +60,77 @@ class ExportedModel:
     parameters: Mask | NDArray[np.float32]
     means: NDArray[np.float32]
     variances: NDArray[np.float32]
+    class_names: tuple[str, ...] = ()
+    unseen: tuple[int, ...] = ()
 
-    def sample(self, n: int, seed: int = 0, batch: int = 256) -> Tensor:
-        """(n, channels, size, size) uint8 images; equal seeds give equal images."""
-        noise = torch.Generator().manual_seed(seed)
+    @property
+    def learned(self) -> tuple[int, ...]:
+        """Labels that some client taught; none where labels were ignored."""
+        return learned_classes(len(self.class_names), self.unseen)
+
+    def label_of(self, name: str) -> int:
+        """The label of a class, by its name or its number.
+
+        Raises:
+            ConfigError: there is no such class, or the model has none.
+        """
+        if not self.class_names:
+            raise ConfigError("this model draws no classes: it was trained without labels")
+        if name in self.class_names:
+            return self.class_names.index(name)
+        if name.isdecimal() and int(name) < len(self.class_names):
+            return int(name)
+        raise ConfigError(f"no class {name!r}; the model has {', '.join(self.class_names)}")
+
+    def balanced_labels(self, n: int) -> NDArray[np.int64] | None:
+        """(n,) the learned classes in turn: what `sample` draws; None without classes."""
+        labels = balanced_labels(self.learned, n)
+        return None if labels is None else labels.numpy()
+
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        labels: NDArray[np.int64] | None = None,
+        noise: Tensor | None = None,
+        batch: int = 256,
+    ) -> Tensor:
+        """Draw images; equal arguments give equal images.
+
+        Args:
+            n: how many.
+            seed: of the noise. Image i has the same noise whatever its label is.
+            labels: (n,) what to draw; by default `balanced_labels(n)`.
+            noise: (n, latent) to use instead of noise of the seed.
+            batch: images at a time.
+
+        Returns:
+            (n, channels, size, size) uint8.
+
+        Raises:
+            ConfigError: labels are given to a model without classes, or lie outside them.
+        """
+        if labels is None:
+            labels = self.balanced_labels(n)
+        elif not self.class_names:
+            raise ConfigError("this model draws no classes: it was trained without labels")
+        elif len(labels) != n or not ((labels >= 0) & (labels < len(self.class_names))).all():
+            raise ConfigError(f"give {n} labels from 0 to {len(self.class_names) - 1}")
+        of_images = None if labels is None else torch.from_numpy(np.asarray(labels, np.int64))
+        source = torch.Generator().manual_seed(seed)
         weights = _weights(self.architecture, self.seed, self.parameters)
         statistics = self._statistics()
         images = []
         with torch.no_grad():
             for start in range(0, n, batch):
-                z = torch.randn(min(batch, n - start), self.architecture.latent, generator=noise)
-                x = generate(self.architecture, z, weights, statistics)
+                here = slice(start, min(start + batch, n))
+                z = (
+                    torch.randn(here.stop - start, self.architecture.latent, generator=source)
+                    if noise is None
+                    else noise[here]
+                )
+                chosen = None if of_images is None else of_images[here]
+                x = generate(self.architecture, z, weights, statistics, labels=chosen)
                 images.append(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
         shape = (0, self.architecture.channels, *2 * [self.architecture.image_size])
         return torch.cat(images) if images else torch.empty(shape, dtype=torch.uint8)
@@ -68,10 +139,13 @@ class ExportedModel:
         """Write the model; the file appears whole or not at all."""
         tensors = self._tensors()
         header = {
-            "architecture": json.dumps(asdict(self.architecture), sort_keys=True),
+            "architecture": json.dumps(_shapes(self.architecture), sort_keys=True),
             "seed": str(self.seed),
             "round": str(self.round),
         }
+        if self.class_names:
+            header["classes"] = json.dumps(self.class_names)
+            header["unseen"] = json.dumps(self.unseen)
         header["digest"] = _digest(header, tensors)
         # One key, because safetensors writes several in no fixed order.
         metadata = {_FORMAT: json.dumps(header, sort_keys=True)}
@@ -92,13 +166,28 @@ class ExportedModel:
         )
 
 
-def build_model(config: RunConfig, state: GlobalState) -> ExportedModel:
-    """Draw the final mask from a state and calibrate its normalisation."""
-    architecture = Architecture.of(config.model)
+def learned_classes(count: int, unseen: Collection[int]) -> tuple[int, ...]:
+    """Labels from 0 to `count` that are not unseen; all of them if that leaves none."""
+    seen = tuple(label for label in range(count) if label not in unseen)
+    return seen or tuple(range(count))
+
+
+def build_model(
+    config: RunConfig, state: GlobalState, unseen: Collection[int] = ()
+) -> ExportedModel:
+    """Draw the final mask from a state and calibrate its normalisation.
+
+    Args:
+        config: the run.
+        state: what to export.
+        unseen: labels that no client held; they take no part in the calibration.
+    """
+    architecture = Architecture.of(config)
     parameters = _final_parameters(config, state)
     weights = _weights(architecture, config.seed, parameters)
     noise = torch.Generator().manual_seed(derive_seed(config.seed, "calibration", state.round))
-    statistics = calibrate(architecture, weights, noise)
+    classes = learned_classes(len(config.classes), unseen)
+    statistics = calibrate(architecture, weights, noise, classes=classes)
     return ExportedModel(
         architecture,
         config.seed,
@@ -106,6 +195,8 @@ def build_model(config: RunConfig, state: GlobalState) -> ExportedModel:
         parameters,
         torch.cat(list(statistics.means)).numpy(),
         torch.cat(list(statistics.variances)).numpy(),
+        config.classes,
+        tuple(sorted(unseen)),
     )
 
 
@@ -153,7 +244,14 @@ def load_model(path: Path | str) -> ExportedModel:
 
 
 def _checked(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> ExportedModel:
-    architecture = Architecture.of(ModelConfig.model_validate_json(header["architecture"]))
+    model = ModelConfig.model_validate_json(header["architecture"])
+    names = tuple(_NAMES.validate_json(header.get("classes", "[]")))
+    unseen = tuple(_LABELS.validate_json(header.get("unseen", "[]")))
+    if len(set(names)) < len(names) or not set(unseen) <= set(range(len(names))):
+        raise ValueError("classes")
+    architecture = Architecture(
+        model.latent, model.width, model.image_size, model.channels or 1, len(names)
+    )
     d, norms = architecture.dimension, sum(normalised_widths(architecture))
     expected: dict[str, tuple[int, type]] = {"means": (norms, np.float32)}
     expected["variances"] = (norms, np.float32)
@@ -162,6 +260,10 @@ def _checked(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> 
     for key, (size, dtype) in expected.items():
         if tensors[key].shape != (size,) or tensors[key].dtype != dtype:
             raise ValueError(f"{key} has shape {tensors[key].shape}")
+        if dtype is np.float32 and not np.isfinite(tensors[key]).all():
+            raise ValueError(f"{key} is not finite")
+    if (tensors["variances"] < 0).any():
+        raise ValueError("a variance is negative")
     return ExportedModel(
         architecture,
         int(header["seed"]),
@@ -169,7 +271,14 @@ def _checked(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> 
         from_bytes(tensors[name].tobytes(), d) if name == "mask" else tensors[name],
         tensors["means"],
         tensors["variances"],
+        names,
+        unseen,
     )
+
+
+def _shapes(architecture: Architecture) -> dict[str, int]:
+    """The header's part that tells shapes; classes stand beside it, by name."""
+    return {key: size for key, size in asdict(architecture).items() if key != "classes"}
 
 
 def _digest(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> str:

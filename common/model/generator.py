@@ -47,15 +47,21 @@ class FixedStatistics:
 
 
 def generate(
-    architecture: Architecture, z: Tensor, weights: Tensor, normalise: Normaliser = batch_statistics
+    architecture: Architecture,
+    z: Tensor,
+    weights: Tensor,
+    normalise: Normaliser = batch_statistics,
+    *,
+    labels: Tensor | None = None,
 ) -> Tensor:
-    """Images from noise.
+    """Images from noise and, where the generator has classes, labels.
 
     Args:
         architecture: shapes and offsets.
         z: (B, latent) standard normal.
         weights: (d,) effective weights.
         normalise: batch statistics in training, stored ones in sampling.
+        labels: (B,) int64 classes from 0, on the device of z; None where there are none.
 
     Returns:
         (B, channels, image_size, image_size) in [-1, 1].
@@ -66,8 +72,11 @@ def generate(
     def run(name: str, x: Tensor, operation: Operation | None = None) -> Tensor:
         return apply_layer(layers[name], x, parts[name], operation)
 
+    x = run("project", z[:, :, None, None])
+    if labels is not None:
+        x = x + run("label", labels).to(x.dtype)
     # The convolutions that follow are fastest on this layout.
-    x = run("project", z[:, :, None, None]).contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)
     for block in range(architecture.blocks):
         # A 1x1 convolution and nearest upsampling commute; small first is four times cheaper.
         bypass = _double(run(f"block{block}.bypass", x))
@@ -79,6 +88,13 @@ def generate(
     return torch.tanh(run("image", x))
 
 
+def balanced_labels(classes: Sequence[int], n: int, start: int = 0) -> Tensor | None:
+    """(n,) int64: the classes in turn, from image number `start` on; None without classes."""
+    if not classes:
+        return None
+    return torch.tensor(classes)[torch.arange(start, start + n) % len(classes)]
+
+
 def normalised_widths(architecture: Architecture) -> list[int]:
     """Channels at each normalisation site, in forward order."""
     widths = [architecture.base_width >> (site + 1) // 2 for site in range(2 * architecture.blocks)]
@@ -86,9 +102,21 @@ def normalised_widths(architecture: Architecture) -> list[int]:
 
 
 def calibrate(
-    architecture: Architecture, weights: Tensor, generator: torch.Generator, batches: int = 8
+    architecture: Architecture,
+    weights: Tensor,
+    generator: torch.Generator,
+    batches: int = 8,
+    classes: Sequence[int] = (),
 ) -> FixedStatistics:
-    """Statistics for sampling: means and variances pooled over batches of 128 noise vectors."""
+    """Statistics for sampling: means and variances pooled over batches of 128 noise vectors.
+
+    Args:
+        architecture: shapes and offsets.
+        weights: (d,) effective weights.
+        generator: draws the noise.
+        batches: of 128 noise vectors.
+        classes: that take equal shares, as in sampling; none where there are no labels.
+    """
     sites = 2 * architecture.blocks + 1
     first: list[Tensor] = [torch.zeros(())] * sites
     second: list[Tensor] = [torch.zeros(())] * sites
@@ -99,9 +127,10 @@ def calibrate(
         return batch_statistics(x, index)
 
     with torch.no_grad():
-        for _ in range(batches):
+        for batch in range(batches):
             z = torch.randn(128, architecture.latent, generator=generator)
-            generate(architecture, z, weights, record)
+            labels = balanced_labels(classes, 128, start=128 * batch)
+            generate(architecture, z, weights, record, labels=labels)
     variances = [(s - f.square()).clamp_min(0) for f, s in zip(first, second, strict=True)]
     return FixedStatistics(first, variances)
 

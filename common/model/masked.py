@@ -49,6 +49,8 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 _OPERATIONS: dict[str, Operation] = {
     "conv": lambda x, weight: F.conv2d(x, weight, padding=weight.shape[-1] // 2),
     "transposed": F.conv_transpose2d,
+    # The row of a label is what a transposed convolution of its one-hot map gives.
+    "label": lambda labels, weight: weight[labels],
 }
 
 
@@ -72,7 +74,7 @@ def apply_layer(
 
     Args:
         layer: whose kind says which operation it is.
-        x: (B, C, H, W).
+        x: (B, C, H, W), or (B,) int64 labels for a label layer.
         weight: W * M, of the layer's shape.
         operation: another form of the kind's operation.
     """

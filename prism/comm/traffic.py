@@ -183,7 +183,7 @@ class Ledger:
         if not (run / "comm.jsonl").exists():
             raise ConfigError(f"{run} holds no run: there is no comm.jsonl in it")
         config = load_config(run / "config.toml")
-        ledger = cls(config.name, Architecture.of(config.model).dimension, since=since)
+        ledger = cls(config.name, Architecture.of(config).dimension, since=since)
         updates: dict[str, list[float]] = defaultdict(list)
         rounds: dict[str, list[float]] = defaultdict(list)
         for call in read_lines(run / "comm.jsonl", Call):

@@ -155,7 +155,7 @@ def test_celeba_is_cropped_and_labelled_by_gender(
     assert len(open_source("celeba", tmp_path, train=False)) == 2
     assert source.labels is not None
     assert source.labels.tolist() == [1, 0, 0, 1, 0, 0]
-    assert source.class_names == ("female", "male")
+    assert source.class_names == ("not Male", "Male")
     images = load_images(source, np.array([5]), 160, 3)
     assert values(images[0, 0]) == [100], "the white rim is cut off"
 

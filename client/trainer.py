@@ -64,6 +64,7 @@ class Trainer(ABC):
 
     Raises:
         PrivacyError: the moments are not of the kind that the mechanism releases.
+        ValueError: they are of classes where labels are ignored, or the reverse.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class Trainer(ABC):
     ) -> None:
         if (config.privacy.mechanism == "moments") != real.normalised:
             raise PrivacyError("training would match other moments than privacy.mechanism releases")
+        if bool(real.classes) != bool(config.classes):
+            raise ValueError("moments of classes are for a run that uses labels, and for no other")
         self._config = config
         self._half = config.train.precision == "bfloat16"
         self._encoder = encoder.rounded() if self._half else encoder

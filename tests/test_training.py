@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from client.loss import Moments, MovingAverages, feature_moments, real_moments
+from client.local_images import LocalImages, local_moments
+from client.loss import Moments, MovingAverages, feature_moments, real_moments, unbiased
 from client.store import ClientStore, MadeUpdate
 from client.trainer import PrismTrainer, draw_spread, learning_rate
 from client.update import encode_update, update_bits
@@ -16,7 +17,7 @@ from common.config import CodecConfig, RunConfig, TrainConfig, parse_config
 from common.data import load_images, open_source, to_unit
 from common.downlink import initial_state
 from common.encoders import load_encoder
-from common.errors import StorageError
+from common.errors import DataError, StorageError
 from common.layout import mask_context, update_layout
 from common.model.architecture import Architecture
 from common.model.frozen import frozen_weights
@@ -26,7 +27,8 @@ from common.theory import MaskBits
 
 CPU = torch.device("cpu")
 TINY = parse_config(
-    "rounds = 3\n[model]\nwidth = 2\nimage_size = 16\nlatent = 8\n"
+    'rounds = 3\n[data]\nlabels = "ignore"\n'
+    "[model]\nwidth = 2\nimage_size = 16\nlatent = 8\n"
     "[train]\nlocal_steps = 2\nbatch_size = 8"
 )
 
@@ -43,24 +45,45 @@ def test_real_moments_are_those_of_all_images_at_once() -> None:
     moments = real_moments(encoder, images.split(17), CPU)
     with torch.no_grad():
         features = torch.cat([layer.flatten(1) for layer in encoder(to_unit(images))], dim=1)
-    torch.testing.assert_close(moments.mean, features.mean(0), atol=1e-5, rtol=1e-4)
-    expected = features.var(0, correction=0)
+    torch.testing.assert_close(moments.mean[0], features.mean(0), atol=1e-5, rtol=1e-4)
+    expected = features.var(0, correction=0, keepdim=True)
     torch.testing.assert_close(moments.variance, expected, atol=1e-5, rtol=1e-4)
     batch = feature_moments(encoder(to_unit(images)))
     torch.testing.assert_close(batch.variance, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_batch_moments_and_their_gradients_against_autograd() -> None:
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_batch_moments_and_their_gradients_against_autograd(groups: int) -> None:
     torch.manual_seed(0)
     fast = torch.randn(6, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     plain = fast.detach().clone().requires_grad_()
-    a, b = torch.randn(2, 18, dtype=torch.float64)
-    moments = feature_moments([fast])
-    variance, mean = torch.var_mean(plain.flatten(1), dim=0, correction=0)
+    a, b = torch.randn(2, groups, 18, dtype=torch.float64)
+    moments = unbiased(feature_moments([fast], groups), 6 // groups)
+    blocks = plain.flatten(1).view(groups, 6 // groups, 18)
+    variance, mean = torch.var_mean(blocks, dim=1)
     torch.testing.assert_close((moments.mean, moments.variance), (mean, variance))
-    (a @ moments.mean + b @ moments.variance.square()).backward()
-    (a @ mean + b @ variance.square()).backward()
+    ((a * moments.mean).sum() + (b * moments.variance.square()).sum()).backward()
+    ((a * mean).sum() + (b * variance.square()).sum()).backward()
     torch.testing.assert_close(fast.grad, plain.grad)
+
+
+def test_moments_of_classes_are_those_of_their_images() -> None:
+    encoder, source = load_encoder("small"), open_source("digits")
+    assert source.labels is not None
+    config = parse_config("[data]\nmin_class_size = 5\n[model]\nimage_size = 16\nwidth = 1")
+    images = LocalImages.of(config, source, np.arange(60))
+    assert images.labels is not None
+    counts = np.bincount(source.labels[:60], minlength=10)
+    assert images.classes == tuple(np.flatnonzero(counts >= 5))
+    moments = local_moments(encoder, images, CPU)
+    assert moments.classes == images.classes
+    for row, label in enumerate(images.classes):
+        chosen = np.flatnonzero(source.labels[:60] == label)
+        alone = real_moments(encoder, [load_images(source, chosen, 16, 1)], CPU)
+        torch.testing.assert_close(moments.mean[row], alone.mean[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(moments.variance[row], alone.variance[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(DataError, match=r"no class has 5 images here \(data.min_class_size\): 0 "):
+        LocalImages.of(config, source, np.arange(9))
 
 
 def test_batch_moments_keep_the_order_of_features_and_full_precision() -> None:
@@ -74,31 +97,32 @@ def test_batch_moments_keep_the_order_of_features_and_full_precision() -> None:
     torch.testing.assert_close((got.mean, got.variance), (expected.mean, expected.variance))
     weights = torch.randn_like(got.mean)
     for moments in (got, expected):
-        (weights @ moments.mean + weights @ moments.variance).backward()
+        (weights * (moments.mean + moments.variance)).sum().backward()
     assert last.grad is not None
     torch.testing.assert_close(last.grad.float(), plain.grad, atol=0.01, rtol=0.01)
 
 
 def test_moving_averages_by_hand() -> None:
     """Two Adam steps written out: lr 1e-2, beta1 0.5, beta2 0.999, eps 1e-8."""
-    averages = MovingAverages(1, 1e-2, CPU)
+    averages = MovingAverages(2, 1, 1e-2, CPU)
     v, m, u = 0.0, 0.0, 0.0
     for t, difference in [(1, 0.5), (2, -0.3)]:
-        real = Moments(torch.tensor([difference]), torch.tensor([2 * difference]))
-        generated = Moments(torch.zeros(1, requires_grad=True), torch.zeros(1))
-        loss = averages.step(real, generated)
+        real = Moments(torch.tensor([[9.0], [difference]]), torch.tensor([[9], [2 * difference]]))
+        generated = Moments(torch.zeros(1, 1, requires_grad=True), torch.zeros(1, 1))
+        # The first group was not drawn: neither its averages nor their step counts move.
+        loss = averages.step(real, generated, [1])
+        assert averages.mean[0].item() == averages.variance[0].item() == 0
         gradient = 2 * (v - difference)
         m = 0.5 * m + 0.5 * gradient
         u = 0.999 * u + 0.001 * gradient**2
         v -= 1e-2 * (m / (1 - 0.5**t)) / ((u / (1 - 0.999**t)) ** 0.5 + 1e-8)
-        assert averages.mean.item() == pytest.approx(v, rel=1e-5)
-        expected = v * difference + averages.variance.item() * 2 * difference
+        assert averages.mean[1].item() == pytest.approx(v, rel=1e-5)
+        expected = v * difference + averages.variance[1].item() * 2 * difference
         assert loss.item() == pytest.approx(expected, rel=1e-5)
         loss.backward()  # type: ignore[no-untyped-call]
         # Only the generated moments carry a gradient, and it is minus the average.
         assert generated.mean.grad is not None
         assert generated.mean.grad.item() == pytest.approx(-v, rel=1e-5)
-        averages.optimiser.zero_grad()
 
 
 def test_training_is_reproducible_and_moves_the_scores() -> None:

@@ -81,7 +81,8 @@ def distinguish(
         hits = 0
         for _ in range(trials):
             made = mechanism([[features]], calibration)
-            along = made.mean[1] - made.mean[0] + made.variance[1] - made.variance[0]
+            both = (made.mean + made.variance)[0]
+            along = both[1] - both[0]
             hits += bool(along > middle)
         return hits
 

@@ -165,7 +165,7 @@ def membership(config: RunConfig, confidence: float = CONFIDENCE) -> Finding:
     release = release_moments(features, calibration)
     figures = {
         "claimed": config.privacy.epsilon,
-        "auc_release": auc(release.mean),
+        "auc_release": auc(release.mean[0]),
         "auc_raw_moments": auc(inside.mean(0)),
     }
     real = real_moments(encoder, torch.split(members, 50), CPU)

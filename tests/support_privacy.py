@@ -7,14 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from client.local_images import LocalImages
 from client.loss import Moments
 from client.privacy_guard import Guard
 from common.config import RunConfig, parse_config
-from common.data import load_images, open_source
+from common.data import ArraySource, load_images, open_source
 from common.encoders import load_encoder
 
 TINY = """
 rounds = 4
+[data]
+min_class_size = 2
 [model]
 width = 1
 latent = 1
@@ -28,7 +31,8 @@ batch_size = 4
 
 
 CPU = torch.device("cpu")
-IMAGES = load_images(open_source("digits"), np.arange(60), 16, 1)
+DIGITS = open_source("digits")
+IMAGES = load_images(DIGITS, np.arange(60), 16, 1)
 ENCODER = load_encoder("small", pool=2)
 
 
@@ -42,4 +46,11 @@ def released(state: Path, run: RunConfig, images: Tensor = IMAGES, **options: An
     """What a new client process trains on."""
     guard = Guard(state, **options)
     guard.agree(run)
-    return guard.moments(run, ENCODER, lambda: images.split(32), len(images), CPU)
+    return guard.moments(run, ENCODER, local_images(run, images), CPU)
+
+
+def local_images(run: RunConfig, images: Tensor = IMAGES) -> LocalImages:
+    """Images of a client, labelled as the first digits are."""
+    assert DIGITS.labels is not None
+    source = ArraySource("test", images[:, 0].numpy(), DIGITS.labels[: len(images)], run.classes)
+    return LocalImages.of(run, source, np.arange(len(images)))

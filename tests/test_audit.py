@@ -90,8 +90,8 @@ def test_a_guard_that_leaks_raw_moments_fails() -> None:
     class Leaking(Guard):
         def moments(self, config: RunConfig, *rest: Any) -> Moments:
             release = super().moments(config, *rest)
-            encoder, batches, _, device = rest
-            raw = real_moments(encoder, batches(), device)
+            encoder, images, device = rest
+            raw = real_moments(encoder, images.batches(), device)
             return replace(release, mean=release.mean + 1e-3 * raw.mean)
 
     assert not non_interference(config(), Leaking).passed

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support_privacy import CPU, ENCODER, IMAGES, TINY, config, released
+from support_privacy import CPU, ENCODER, IMAGES, TINY, config, local_images, released
 
 from client.ledger import Ledger, total_epsilon
 from client.loss import Moments
@@ -36,7 +36,7 @@ def test_config_mistakes_are_one_line() -> None:
 
 
 def test_training_refuses_raw_moments_under_the_mechanism(tmp_path: Path) -> None:
-    raw = Moments(torch.zeros(3), torch.zeros(3))
+    raw = Moments(torch.zeros(1, 3), torch.zeros(1, 3))
     with pytest.raises(PrivacyError):
         make_trainer(config(), ENCODER, raw, CPU)
     result = make_trainer(config(), ENCODER, released(tmp_path, config()), CPU).train(
@@ -111,7 +111,7 @@ def test_mask_noise_reaches_theta_and_is_recorded(tmp_path: Path) -> None:
     run = config("mask-noise", "model.width=2", "model.latent=8", epsilon=10.0)
     guard = Guard(tmp_path)
     guard.agree(run)
-    guard.moments(run, ENCODER, lambda: IMAGES.split(32), len(IMAGES), CPU)
+    guard.moments(run, ENCODER, local_images(run), CPU)
     start = initial_state(run)
     trained = np.zeros_like(start.scores)
     noisy = [guard.values(run, start, trained) for _ in range(2)]

@@ -44,7 +44,7 @@ def tiny_config(**changes: Any) -> RunConfig:
         "mada": {"enabled": changes.get("method", "prism") == "prism"},
         "train": {"learning_rate": 0.1, "learning_rate_final": 0.1, "straight_through": "scaled"},
         "codec": {"up": "raw", "down": "keyframe"},
-        "data": {"clients": 3},
+        "data": {"clients": 3, "min_class_size": 2},
         "model": {"width": 1, "latent": 1, "image_size": 16},
         "round": {"lease_seconds": 60.0, "deadline_seconds": 60.0},
         "output": {"sample_every": 0, "mask": "sample"},

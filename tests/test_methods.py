@@ -15,12 +15,12 @@ from support import tiny_config, whole_run
 
 from benchmarks.simulate import simulate
 from client.fedavg import FedAvgTrainer
-from client.loss import real_moments
+from client.local_images import LocalImages, local_moments
 from client.methods import make_trainer
 from client.update import encode_update, update_bits
 from common.codecs import mask_codec, weight_codec
 from common.config import RunConfig
-from common.data import load_images, open_source
+from common.data import open_source
 from common.downlink import StateStep, apply_steps, exact_step, initial_state, replay_step
 from common.encoders import load_encoder
 from common.errors import PayloadError
@@ -48,11 +48,11 @@ def close(config: RunConfig, state: GlobalState, updates: list[bytes], order: An
 
 def trainer_of(config: RunConfig) -> Any:
     encoder = load_encoder("small", layers=(3,), pool=1)
-    images = load_images(open_source("digits"), np.arange(40), 16, 1)
+    images = LocalImages.of(config, open_source("digits"), np.arange(40))
     small = config.model_copy(
         update={"train": config.train.model_copy(update={"local_steps": 2, "batch_size": 8})}
     )
-    return make_trainer(small, encoder, real_moments(encoder, [images], CPU), CPU)
+    return make_trainer(small, encoder, local_moments(encoder, images, CPU), CPU)
 
 
 @pytest.mark.parametrize("codec", ["raw", "flips"])
@@ -185,8 +185,8 @@ def test_a_simulated_run(method: str) -> None:
         method=method, rounds=2, data={"clients": 2}, train={"local_steps": 1, "batch_size": 4}
     )
     encoder = load_encoder("small", layers=(3,), pool=1)
-    images = load_images(open_source("digits"), np.arange(20), 16, 1)
-    rounds = list(simulate(config, encoder, [real_moments(encoder, [images], CPU)] * 2, CPU))
+    images = LocalImages.of(config, open_source("digits"), np.arange(20))
+    rounds = list(simulate(config, encoder, [local_moments(encoder, images, CPU)] * 2, CPU))
     assert [r.state.round for r in rounds] == [1, 2]
     d = rounds[-1].state.dimension
     assert rounds[-1].up_bytes == 2 * (4 * d if method == "fedavg" else -(-d // 8))

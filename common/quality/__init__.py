@@ -1,5 +1,14 @@
 """How good generated images are, on named features."""
 
+from common.quality.accuracy_score import accuracy_score, score_model
 from common.quality.evaluator import NAMES, Classified, Evaluator, Quality, evaluator_of
 
-__all__ = ["NAMES", "Classified", "Evaluator", "Quality", "evaluator_of"]
+__all__ = [
+    "NAMES",
+    "Classified",
+    "Evaluator",
+    "Quality",
+    "accuracy_score",
+    "evaluator_of",
+    "score_model",
+]

@@ -1,4 +1,4 @@
-"""A small classifier trained on the spot on the real images of an evaluation.
+"""A small classifier trained on the spot on the images of an evaluation.
 
 After LeNet-5 (LeCun et al. 1998), with ReLU, max-pooling and more channels. Its features name
 the Frechet distance "FD (lenet)".
@@ -27,6 +27,7 @@ from common.seeding import derive_seed, words
 FEATURES: Final = 84
 _SIDE: Final = 32
 _BATCH: Final = 64
+_READ_BATCH: Final = 1000
 _EPOCHS: Final = 3
 _IMAGES_SEEN: Final = 20_000
 _HELD_OUT_EVERY: Final = 10
@@ -69,6 +70,13 @@ class Lenet(nn.Module):
         logits: Tensor = self.fc3(self.features(images))
         return logits
 
+    @torch.no_grad()
+    def read(self, images: Tensor) -> NDArray[np.int64]:
+        """(n, channels, S, S) uint8, on the classifier's device -> (n,) most likely classes."""
+        logits = [self(to_unit(batch)) for batch in torch.split(images, _READ_BATCH)]
+        classes: NDArray[np.int64] = torch.cat(logits).argmax(1).cpu().numpy()
+        return classes
+
 
 def train_lenet(
     images: Tensor,
@@ -100,55 +108,64 @@ def train_lenet(
             f"{len(images)} images of {classes} classes cannot train the lenet classifier; "
             "use other features"
         )
-    model = _initial(images.shape[1], classes, seed)
     path = None if cache is None else cache / f"lenet-{_key(images, labels, seed)}.safetensors"
-    if path is None or not _restored(model, path):
-        _fit(model, images, torch.from_numpy(labels), seed, progress)
-        if path is not None:
-            _keep(model, path)
-    return model.eval().requires_grad_(False)
+    kept = None if path is None else _restored(path, images.shape[1], classes)
+    if kept is not None:
+        return kept
+    held_out = np.arange(len(images)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+    used = torch.from_numpy(~held_out)
+    model = fit_lenet(images[used], labels[~held_out], classes, seed, progress)
+    model.accuracy.fill_(float((model.read(images[~used]) == labels[held_out]).mean()))
+    if path is not None:
+        _keep(model, path)
+    return model
 
 
-def _initial(channels: int, classes: int, seed: int) -> Lenet:
+def fit_lenet(
+    images: Tensor,
+    labels: NDArray[np.int64],
+    classes: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> Lenet:
+    """A classifier trained on all of these images, for a number of steps set in advance.
+
+    Nothing is held out and nothing is chosen by accuracy: the last step's weights are returned,
+    and their `accuracy` is 0, not measured.
+
+    Args:
+        images: (n, C, S, S) uint8, n > 0.
+        labels: (n,) classes in [0, classes).
+        classes: outputs.
+        seed: of the initialisation and of the order.
+        progress: told after each step.
+
+    Returns:
+        the classifier, frozen, on the CPU.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "lenet-init"))
-        return Lenet(channels, classes)
-
-
-def _fit(
-    model: Lenet, images: Tensor, labels: Tensor, seed: int, progress: Progress | None
-) -> None:
-    held_out = torch.arange(len(images)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
-    used = torch.nonzero(~held_out).flatten()
-    batch_size = min(_BATCH, len(used))
-    per_epoch = len(used) // batch_size
-    epochs = max(_EPOCHS, math.ceil(_IMAGES_SEEN / len(used)))
-    total = epochs * per_epoch
+        model = Lenet(images.shape[1], classes)
+    targets = torch.from_numpy(labels)
+    batch_size = min(_BATCH, len(images))
+    per_epoch = len(images) // batch_size
+    total = per_epoch * max(_EPOCHS, math.ceil(_IMAGES_SEEN / len(images)))
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=total)
     for step in range(total):
-        if step % per_epoch == 0:
-            shuffle = words(len(used), seed, "lenet-order", step // per_epoch)
-            order = used[torch.from_numpy(shuffle.argsort(kind="stable"))]
-        at = (step % per_epoch) * batch_size
-        chosen = order[at : at + batch_size]
-        loss = F.cross_entropy(model(to_unit(images[chosen])), labels[chosen])
+        epoch, at = divmod(step, per_epoch)
+        if at == 0:
+            shuffle = words(len(images), seed, "lenet-order", epoch).argsort(kind="stable")
+            order = torch.from_numpy(shuffle)
+        chosen = order[at * batch_size : (at + 1) * batch_size]
+        loss = F.cross_entropy(model(to_unit(images[chosen])), targets[chosen])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         if progress is not None:
             progress(step + 1, total)
-    model.accuracy.fill_(_accuracy(model, images[held_out], labels[held_out]))
-
-
-@torch.no_grad()
-def _accuracy(model: Lenet, images: Tensor, labels: Tensor) -> float:
-    right = 0
-    for start in range(0, len(images), 1000):
-        chosen = model(to_unit(images[start : start + 1000])).argmax(1)
-        right += int((chosen == labels[start : start + 1000]).sum())
-    return right / len(images)
+    return model.eval().requires_grad_(False)
 
 
 def _key(images: Tensor, labels: NDArray[np.int64], seed: int) -> str:
@@ -158,15 +175,16 @@ def _key(images: Tensor, labels: NDArray[np.int64], seed: int) -> str:
     return sha.hexdigest()[:24]
 
 
-def _restored(model: Lenet, path: Path) -> bool:
-    """Whether the cache had it; a damaged entry is trained and written anew."""
+def _restored(path: Path, channels: int, classes: int) -> Lenet | None:
+    """What the cache has; a damaged entry is trained and written anew."""
     if not path.exists():
-        return False
+        return None
+    model = Lenet(channels, classes)
     try:
         model.load_state_dict(load_file(path))
     except (OSError, RuntimeError, safetensors.SafetensorError):
-        return False
-    return True
+        return None
+    return model.eval().requires_grad_(False)
 
 
 def _keep(model: Lenet, path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,73 @@ def test_lenet_tells_digits_from_noise(judge: Evaluator) -> None:
     flat = same.as_dict()
     assert flat["FD (lenet)"] == same.distance
     assert {"precision", "recall", "density", "coverage", "classes_covered"} <= flat.keys()
+
+
+def test_lenet_says_which_images_are_read_as_intended(judge: Evaluator) -> None:
+    images, labels = digits()
+    quality = judge.evaluate(images, labels)
+    assert quality.intended is not None
+    assert quality.intended.share > 0.95
+    assert quality.by_class is not None
+    assert quality.by_class.distances == pytest.approx([0] * 10, abs=1e-3)
+    swapped = labels.copy()
+    swapped[labels == 3], swapped[labels == 5] = 5, 3
+    other = judge.evaluate(images, swapped)
+    assert other.distance == quality.distance, "of all images, whatever they were meant as"
+    assert other.intended is not None
+    assert other.by_class is not None
+    by_class, distances = other.intended.by_class, other.by_class.distances
+    assert distances is not None
+    for which in range(10):
+        share, distance = by_class[which], distances[which]
+        assert share is not None
+        assert distance is not None
+        assert (share < 0.05, distance > 1) == (which in (3, 5), which in (3, 5))
+    flat = json.loads(json.dumps(other.as_dict()))
+    assert flat["FD (lenet) by class"] == list(distances)
+    assert flat["FD (lenet) by class, worst"] == max(flat["FD (lenet) by class"])
+    assert flat["FD (lenet) by class, mean"] == pytest.approx(np.mean(distances))
+    assert flat["read_as_intended"] == pytest.approx(np.average(by_class, weights=bins(swapped)))
+    assert flat["KID (lenet)"] == other.kernel.mean
+    assert flat["KID (lenet), standard error"] > 0
+    lone = judge.evaluate(images[:100], np.zeros(100, np.int64))
+    assert lone.intended is not None
+    assert lone.intended.by_class[1:] == (None,) * 9
+    assert judge.evaluate(images[:100]).intended is None
+
+
+def bins(labels: Array) -> Array:
+    return np.bincount(labels, minlength=10)
+
+
+def test_classes_are_drawn_in_the_shares_of_the_real_images(judge: Evaluator) -> None:
+    _, labels = digits()
+    for count in (37, 1498, 5000):
+        drawn = judge.classes_to_draw(count)
+        assert drawn is not None
+        assert np.abs(bins(drawn) - bins(labels) * count / 1498).max() <= 1
+        assert (np.diff(drawn) < 0).any(), "not class after class"
+    some = judge.classes_to_draw(200, among=(2, 7))
+    assert some is not None
+    assert set(some) == {2, 7}
+    with pytest.raises(DataError, match="no real image has one"):
+        judge.classes_to_draw(200, among=(11,))
+    assert Evaluator(noise(30), None, "small").classes_to_draw(20) is None
+
+
+@pytest.mark.parametrize(
+    ("intended", "message"),
+    [
+        (np.zeros(29, np.int64), r"30 generated images with intended classes \(29,\)"),
+        (np.full(30, 10), "must be 0 to 9"),
+        (np.full(30, -1), "must be 0 to 9"),
+    ],
+)
+def test_intended_classes_that_do_not_fit(judge: Evaluator, intended: Array, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        judge.evaluate(noise(30), intended)
+    with pytest.raises(DataError, match="need labelled real images"):
+        Evaluator(noise(30), None, "small").evaluate(noise(30), np.zeros(30, np.int64))
 
 
 def test_lenet_is_kept_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

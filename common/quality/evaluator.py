@@ -1,13 +1,12 @@
 """How good generated images are, on named features.
 
-A Frechet distance is comparable only on the same features, so each carries their name:
+A distance is comparable only on the same features, so each carries their name:
 "FID (Inception)" is the published one, "FD (lenet)" and "FD (small)" are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,67 +18,24 @@ from torch import Tensor
 from common.data.source import ImageSource, load_images, to_unit
 from common.encoders.small import load_small
 from common.errors import DataError
+from common.quality.groups import class_distances, client_distances
 from common.quality.inception import load_inception
 from common.quality.lenet import Lenet, Progress, train_lenet
 from common.quality.metrics import (
     NEIGHBOURS,
     Features,
-    Neighbourhood,
     frechet_from_moments,
+    kernel_distance_in_blocks,
     moments,
     neighbourhood,
 )
+from common.quality.result import Classified, Quality, ReadAsIntended, distance_name
 from common.seeding import words
 
 NAMES: Final = ("lenet", "small", "inception")
 MANIFOLD_IMAGES: Final = 5000
 """At most so many images of each side enter the nearest-neighbour measures."""
 _BATCH: Final = 500
-
-
-@dataclass(frozen=True)
-class Classified:
-    """What a classifier of the real images says about the generated ones.
-
-    Attributes:
-        classifier_accuracy: its own accuracy on real images held out from its training.
-        confidence: mean probability of the class that it chooses.
-        shares: share of the generated images per class.
-        classes_covered: classes whose share is at least a tenth of that among real images.
-    """
-
-    classifier_accuracy: float
-    confidence: float
-    shares: tuple[float, ...]
-    classes_covered: int
-
-
-@dataclass(frozen=True)
-class Quality:
-    """One evaluation.
-
-    Attributes:
-        distance_name: such as "FD (lenet)"; never without the features' name.
-        distance: the Frechet distance.
-        neighbourhood: on the same features.
-        classified: on "lenet" features only, else None.
-        generated: images that were judged.
-        real: images that they were held against.
-    """
-
-    distance_name: str
-    distance: float
-    neighbourhood: Neighbourhood
-    classified: Classified | None
-    generated: int
-    real: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Flat and ready for JSON; the distance stands under its full name."""
-        flat: dict[str, Any] = {self.distance_name: self.distance, **vars(self.neighbourhood)}
-        if self.classified is not None:
-            flat |= vars(self.classified)
-        return {**flat, "generated": self.generated, "real": self.real}
 
 
 class Evaluator:
@@ -89,6 +45,7 @@ class Evaluator:
         real: (n, C, S, S) uint8.
         labels: (n,) classes from 0, or None; "lenet" needs them.
         features: "lenet", "small" or "inception".
+        parts: per client the positions of its images in `real`; by default nobody is told apart.
         seed: of the lenet classifier and of the choice of images.
         cache: a directory where a trained lenet classifier is kept.
         progress: told of the steps of its training.
@@ -96,7 +53,8 @@ class Evaluator:
         inception_weights: a file to read instead of the download.
 
     Raises:
-        DataError: the features are unknown or cannot be had, or the images are too few.
+        DataError: the features are unknown or cannot be had, the images are too few or not
+            labelled one by one, or a part is empty or points elsewhere.
     """
 
     def __init__(
@@ -105,6 +63,7 @@ class Evaluator:
         labels: NDArray[np.int64] | None,
         features: str,
         *,
+        parts: Sequence[NDArray[np.int64]] | None = None,
         seed: int = 1,
         cache: Path | None = None,
         progress: Progress | None = None,
@@ -112,7 +71,10 @@ class Evaluator:
         inception_weights: Path | None = None,
     ) -> None:
         _enough(real, "real")
-        self.distance_name = "FID (Inception)" if features == "inception" else f"FD ({features})"
+        _check_labels(len(real), labels, parts)
+        self.distance_name = distance_name(features)
+        self._name = features
+        self._parts = parts
         self._seed = seed
         self._device = torch.device(device)
         self._lenet: Lenet | None = None
@@ -135,26 +97,71 @@ class Evaluator:
         self._real = self._features(real)
         self._moments = moments(self._real)
 
-    def evaluate(self, generated: Tensor) -> Quality:
+    def classes_to_draw(
+        self, count: int, among: Collection[int] | None = None
+    ) -> NDArray[np.int64] | None:
+        """(count,) classes in the real images' shares and in mixed order; None without labels.
+
+        So a model that draws classes on request is judged by its images, not by a mix of classes
+        that nobody asked it for.
+
+        Args:
+            count: how many.
+            among: classes that may be drawn, by default all that the real images have.
+
+        Raises:
+            DataError: no real image has one of these classes.
+        """
+        if self._labels is None:
+            return None
+        labels = self._labels if among is None else self._labels[np.isin(self._labels, [*among])]
+        if not len(labels):
+            raise DataError("no real image has one of the classes to draw")
+        at = (np.arange(count) + 0.5) / count * len(labels)
+        order = words(count, self._seed, "classes-to-draw").argsort(kind="stable")
+        classes: NDArray[np.int64] = np.sort(labels)[at.astype(np.int64)][order]
+        return classes
+
+    def evaluate(self, generated: Tensor, intended: NDArray[np.int64] | None = None) -> Quality:
         """Judge images.
 
         Args:
             generated: (m, C, S, S) uint8, of the real images' shape.
+            intended: (m,) the classes that they were meant as, numbered as the real images'
+                labels; None for a model that draws no class on request.
 
         Raises:
-            DataError: the images are too few or of another shape.
+            DataError: the images are too few or of another shape, or not one known class each.
         """
         _enough(generated, "generated")
         if tuple(generated.shape[1:]) != self._shape:
             raise DataError(
                 f"generated images are {tuple(generated.shape[1:])}, real ones {self._shape}"
             )
+        if intended is not None:
+            self._check_intended(len(generated), intended)
         features = self._features(generated)
+        by_class = by_client = None
+        if intended is not None and self._labels is not None:
+            by_class = class_distances(self._real, self._labels, features, intended)
+            if self._parts is not None:
+                by_client = client_distances(
+                    self._real, self._labels, self._parts, features, intended
+                )
+        classified = read = None
+        if self._lenet is not None and self._labels is not None:
+            chances = self._chances(self._lenet, generated)
+            classified = _classified(chances, self._labels, float(self._lenet.accuracy))
+            read = None if intended is None else _read(chances, intended)
         return Quality(
-            distance_name=self.distance_name,
+            features=self._name,
             distance=frechet_from_moments(*self._moments, *moments(features)),
+            kernel=kernel_distance_in_blocks(self._real, features, self._seed),
             neighbourhood=neighbourhood(self._some(self._real), self._some(features)),
-            classified=self._classified(generated),
+            classified=classified,
+            intended=read,
+            by_class=by_class,
+            by_client=by_client,
             generated=len(generated),
             real=len(self._real),
         )
@@ -174,24 +181,51 @@ class Evaluator:
         return features[np.sort(order[:MANIFOLD_IMAGES])]
 
     @torch.no_grad()
-    def _classified(self, generated: Tensor) -> Classified | None:
-        if self._lenet is None or self._labels is None:
-            return None
-        classifier = self._lenet
-        chances = torch.cat([classifier(x).softmax(1).cpu() for x in self._units(generated)])
-        classes = chances.shape[1]
-        shares = np.bincount(chances.argmax(1).numpy(), minlength=classes) / len(generated)
-        expected = np.bincount(self._labels, minlength=classes) / len(self._labels)
-        return Classified(
-            classifier_accuracy=float(classifier.accuracy),
-            confidence=float(chances.amax(1).double().mean()),
-            shares=tuple(shares.tolist()),
-            classes_covered=int(((shares >= expected / 10) & (shares > 0)).sum()),
-        )
+    def _chances(self, classifier: Lenet, generated: Tensor) -> Features:
+        """(m, classes) the probability that the classifier gives each class."""
+        batches = [classifier(x).softmax(1).cpu() for x in self._units(generated)]
+        return torch.cat(batches).double().numpy()
+
+    def _check_intended(self, count: int, intended: NDArray[np.int64]) -> None:
+        if self._labels is None:
+            raise DataError("intended classes need labelled real images to compare with")
+        if intended.shape != (count,):
+            raise DataError(f"{count} generated images with intended classes {intended.shape}")
+        classes = int(self._labels.max()) + 1
+        if not 0 <= int(intended.min()) <= int(intended.max()) < classes:
+            raise DataError(f"intended classes must be 0 to {classes - 1}, as the real images' are")
+
+
+def _classified(chances: Features, labels: NDArray[np.int64], accuracy: float) -> Classified:
+    classes = chances.shape[1]
+    shares = np.bincount(chances.argmax(1), minlength=classes) / len(chances)
+    expected = np.bincount(labels, minlength=classes) / len(labels)
+    return Classified(
+        classifier_accuracy=accuracy,
+        confidence=float(chances.max(1).mean()),
+        shares=tuple(shares.tolist()),
+        classes_covered=int(((shares >= expected / 10) & (shares > 0)).sum()),
+    )
+
+
+def _read(chances: Features, intended: NDArray[np.int64]) -> ReadAsIntended:
+    right = chances.argmax(1) == intended
+    of_classes = (right[intended == which] for which in range(chances.shape[1]))
+    return ReadAsIntended(
+        share=float(right.mean()),
+        by_class=tuple(float(of.mean()) if len(of) else None for of in of_classes),
+    )
 
 
 def evaluator_of(
-    source: ImageSource, count: int, image_size: int, channels: int, features: str, **options: Any
+    source: ImageSource,
+    count: int,
+    image_size: int,
+    channels: int,
+    features: str,
+    *,
+    parts: Sequence[NDArray[np.int64]] | None = None,
+    **options: Any,
 ) -> Evaluator:
     """An evaluator on up to `count` images of a source, evenly spaced over it.
 
@@ -201,12 +235,15 @@ def evaluator_of(
         image_size: side in pixels that they are brought to.
         channels: 1 or 3, likewise.
         features: see `Evaluator`, as are the errors.
+        parts: per client positions in the source; those of the images used go on.
         **options: those of `Evaluator`.
     """
     indices = np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int64)
     images = load_images(source, indices, image_size, channels)
     labels = None if source.labels is None else source.labels[indices]
-    return Evaluator(images, labels, features, **options)
+    if parts is not None:
+        parts = [np.flatnonzero(np.isin(indices, part)) for part in parts]
+    return Evaluator(images, labels, features, parts=parts, **options)
 
 
 def _enough(images: Tensor, side: str) -> None:
@@ -214,3 +251,19 @@ def _enough(images: Tensor, side: str) -> None:
         raise DataError(f"{side} images must be uint8 (n, channels, size, size)")
     if len(images) <= NEIGHBOURS:
         raise DataError(f"{len(images)} {side} images are too few; give more than {NEIGHBOURS}")
+
+
+def _check_labels(
+    count: int, labels: NDArray[np.int64] | None, parts: Sequence[NDArray[np.int64]] | None
+) -> None:
+    if labels is not None and (labels.shape != (count,) or labels.min() < 0):
+        raise DataError(f"{count} real images need one label from 0 each")
+    if parts is None:
+        return
+    if labels is None or not parts:
+        raise DataError("distances of clients need clients and labelled images")
+    for client, part in enumerate(parts):
+        if not len(part):
+            raise DataError(f"client {client} has no image among the {count}; give more images")
+        if not 0 <= int(part.min()) <= int(part.max()) < count:
+            raise DataError(f"client {client} has images that are not among the {count}")

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.config import RunConfig, load_config
@@ -20,7 +22,7 @@ from common.model.grid import save_grid
 from common.quality import Evaluator, evaluator_of
 
 REAL_IMAGES: Final = 5000
-"""At most so many real images are held against as many generated ones."""
+"""At most so many real images are compared with generated ones."""
 CPU: Final = torch.device("cpu")
 
 
@@ -112,11 +114,12 @@ class Meter:
         }
 
 
-def quality_of(judge: Evaluator, images: Tensor) -> dict[str, Any]:
-    """The part of a line that says how good images are."""
-    quality = judge.evaluate(images).as_dict()
-    quality.pop("shares", None)
-    return quality
+def quality_of(
+    judge: Evaluator, images: Tensor, intended: NDArray[np.int64] | None = None
+) -> dict[str, Any]:
+    """The part of a line that says how good images are; `Evaluator.evaluate`, figures alone."""
+    quality = judge.evaluate(images, intended).as_dict()
+    return {name: value for name, value in quality.items() if not isinstance(value, tuple)}
 
 
 def command(measure: Callable[[Setting], Iterator[Measured]], summary: str) -> Callable[..., None]:

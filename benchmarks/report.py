@@ -110,24 +110,38 @@ def table(methods: Group) -> str:
     """Markdown: each method after its last round, mean and standard deviation over seeds.
 
     Beside the last distance stands the mean of those in the last third of the rounds, because
-    one evaluation wanders.
+    one evaluation wanders. Columns are there for the measures that some method has; where
+    another lacks one, it has a dash.
     """
     name = next(iter(methods.values()))[0].distance_name
-    columns = [name, "precision", "recall", "density", "coverage"]
+    columns = _columns(methods, name)
     bytes_ = ["up a client-round", "down a client-round"]
-    head = ["method", "seeds", name, "its last third", *columns[1:], *bytes_, "s a round"]
+    shown = [column.replace("_", " ") for column in columns]
+    head = ["method", "seeds", name, "its last third", *shown, *bytes_, "s a round"]
     rows = [_row(head), _row(["---"] * len(head))]
     for method, measurements in methods.items():
         last = [m.lines[-1] for m in measurements]
         share = [m.facts["clients"] * m.facts["total_rounds"] for m in measurements]
-        cells = [_spread([line[column] for line in last]) for column in columns]
-        cells.insert(1, _spread([_last_third(m, name) for m in measurements]))
+        cells = [_spread([line[name] for line in last])]
+        cells.append(_spread([_last_third(m, name) for m in measurements]))
+        for column in columns:
+            has = all(column in line for line in last)
+            cells.append(_spread([line[column] for line in last]) if has else "-")
         for key in ("up_bytes", "down_bytes"):
             sizes = [line[key] / n for line, n in zip(last, share, strict=True)]
             cells.append(_size(mean(sizes)))
         seconds = [m.lines[-1]["seconds"] / m.facts["total_rounds"] for m in measurements]
         rows.append(_row([method, str(len(last)), *cells, f"{mean(seconds):.3g}"]))
     return "\n".join(rows)
+
+
+def _columns(methods: Group, name: str) -> list[str]:
+    """Measures of last lines beside the distance; older files have fewer of them."""
+    present = {key for row in methods.values() for m in row for key in m.lines[-1]}
+    features = name[name.index("(") :]
+    columns = [f"KID {features}", "precision", "recall", "density", "coverage"]
+    columns += ["read_as_intended", "accuracy_score", f"{name} by client, worst"]
+    return [column for column in columns if column in present]
 
 
 def _last_third(measurement: Measurement, name: str) -> float:

@@ -25,7 +25,7 @@ from benchmarks.peers.networks import (
     parameter_bytes,
     sample,
 )
-from benchmarks.report import Measurement, table, write_report
+from benchmarks.report import Line, Measurement, table, write_report
 from common.config import RunConfig, load_config, parse_config
 from common.errors import ConfigError, PrismError
 
@@ -282,6 +282,22 @@ def test_a_table_gives_the_last_distance_and_the_mean_of_the_last_third() -> Non
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:4] == ["prism", "2", "50 ± 57", "50 ± 14"]
     assert cells[-3:] == ["1 kB", "2 kB", "2"]
+
+
+def test_a_table_shows_what_was_measured() -> None:
+    facts = {"clients": 2, "total_rounds": 6}
+    old = {"rounds": 6, "FD (lenet)": 9.0, "coverage": 0.5}
+    old |= {"up_bytes": 12, "down_bytes": 12, "seconds": 6.0}
+    more = {"KID (lenet)": 1.5, "KID (lenet), standard error": 0.1, "read_as_intended": 0.75}
+    more |= {"accuracy_score": 0.5, "FD (lenet) by client, worst": 30.0}
+    rows: dict[str, Line] = {"before": old, "now": old | more}
+    methods = {name: [Measurement(facts, (line,))] for name, line in rows.items()}
+    lines = [row.strip("| ").split(" | ") for row in table(methods).splitlines()]
+    measures = ["KID (lenet)", "coverage", "read as intended", "accuracy score"]
+    assert lines[0][4:9] == [*measures, "FD (lenet) by client, worst"]
+    assert lines[2][4:9] == ["-", "0.5", "-", "-", "-"]
+    assert lines[3][4:9] == ["1.5", "0.5", "0.75", "0.5", "30"]
+    assert "KID" not in table({"before": methods["before"]})
 
 
 def test_the_command_line_of_the_grid(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.config import RunConfig, load_config
-from common.data import ImageSource, open_source
+from common.data import ImageSource, open_source, partition, split_by
 from common.errors import PrismError
+from common.model.export import ExportedModel
 from common.model.grid import save_grid
-from common.quality import Evaluator, evaluator_of
+from common.quality import Evaluator, evaluator_of, score_model
 
 REAL_IMAGES: Final = 5000
 """At most so many real images are compared with generated ones."""
@@ -38,6 +39,7 @@ class Setting:
         samples: generated images an evaluation.
         device: where to train.
         cache: where trained classifiers are kept.
+        accuracy_score: whether to take it after the last round of a run that draws classes.
     """
 
     config: RunConfig
@@ -47,22 +49,39 @@ class Setting:
     samples: int = 2000
     device: torch.device = CPU
     cache: Path | None = Path("build/cache")
+    accuracy_score: bool = True
 
-    def source(self) -> ImageSource:
-        """The training part of the run's data set."""
-        return open_source(self.config.data.name, self.data_dir)
+    def source(self, *, train: bool = True) -> ImageSource:
+        """The training part of the run's data set, or its test part."""
+        return open_source(self.config.data.name, self.data_dir, train)
 
     def evaluator(self) -> Evaluator:
-        """Judges against up to REAL_IMAGES training images, evenly spaced over the set."""
+        """Judges against up to REAL_IMAGES training images, evenly spaced over the set.
+
+        Where clients hold different classes and these are drawn, it tells the clients apart.
+        """
+        run, source = self.config, self.source()
+        apart = run.classes and run.data.partition != "iid"
+        parts = partition(split_by(source, run), run.data, run.seed) if apart else None
         return evaluator_of(
-            self.source(),
+            source,
             REAL_IMAGES,
-            self.config.model.image_size,
-            self.config.channels,
+            run.model.image_size,
+            run.channels,
             self.features,
+            classes=run.classes,
+            parts=parts,
             cache=self.cache,
             device=self.device,
         )
+
+    def judged(self, judge: Evaluator, model: ExportedModel) -> tuple[Tensor, dict[str, Any]]:
+        """A model's images, and the part of a line that says how good they are."""
+        images, intended = judge.draw(model, self.samples)
+        line = quality_of(judge, images, intended)
+        if self.accuracy_score and model.class_names and model.round == self.config.rounds:
+            line["accuracy_score"] = score_model(model, self.source(train=False))
+        return images, line
 
     def due(self, rounds: int) -> bool:
         """Whether to evaluate after so many rounds."""
@@ -138,6 +157,9 @@ def command(measure: Callable[[Setting], Iterator[Measured]], summary: str) -> C
         cache: Annotated[Path, typer.Option(help="Where classifiers are kept.")] = Path(
             "build/cache"
         ),
+        accuracy_score: Annotated[
+            bool, typer.Option(help="Take it after the last round of a run that draws classes.")
+        ] = True,
         as_json: Annotated[  # noqa: ARG001 - so that every benchmark takes it
             bool, typer.Option("--json", help="One JSON line per evaluation, as without.")
         ] = False,
@@ -147,7 +169,7 @@ def command(measure: Callable[[Setting], Iterator[Measured]], summary: str) -> C
         try:
             run = load_config(config, override or ())
             on = torch.device(device)
-            setting = Setting(run, data_dir, features, every, samples, on, cache)
+            setting = Setting(run, data_dir, features, every, samples, on, cache, accuracy_score)
             for measured in measure(setting):
                 print(json.dumps(measured.line), flush=True)
                 if picture is not None:

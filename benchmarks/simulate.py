@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.measure import Measured, Meter, Setting, command, quality_of
+from benchmarks.measure import Measured, Meter, Setting, command
 from client.local_images import LocalImages, local_moments
 from client.loss import Moments
 from client.mechanisms import calibrate_moments, features_of, noisy_values, release_moments
@@ -146,7 +146,7 @@ def measure(setting: Setting) -> Iterator[Measured]:
         meter.add(done.up_bytes, done.down_bytes * len(moments), done.seconds)
         if not setting.due(done.state.round):
             continue
-        images = build_model(run, done.average).sample(setting.samples)
+        images, quality = setting.judged(judge, build_model(run, done.average))
         masked = done.state.values.dtype == np.int16
         bits = MaskBits.mean(update_bits(run, done.start, values) for values in done.locals)
         of_mask = {
@@ -155,7 +155,7 @@ def measure(setting: Setting) -> Iterator[Measured]:
             "entropy_bits": entropy_bits(done.state.scores) if masked else None,
             **figures(bits),
         }
-        yield Measured(meter.line(done.state.round) | of_mask | quality_of(judge, images), images)
+        yield Measured(meter.line(done.state.round) | of_mask | quality, images)
 
 
 if __name__ == "__main__":

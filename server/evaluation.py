@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from common.config import RunConfig
-from common.data import ImageSource, open_source
+from common.data import ImageSource, labels_in, open_source
 from common.errors import ConfigError
 from common.model.export import build_model
-from common.quality import NAMES, Evaluator, evaluator_of
+from common.quality import NAMES, Evaluator, evaluator_of, score_model
 from common.state import GlobalState
 from server.latest import LatestWorker
 
@@ -46,7 +46,7 @@ class EvaluationOptions:
 
         Raises:
             ConfigError: the options and `output.evaluate_every` do not fit together.
-            DataError: the images cannot be found.
+            DataError: the images cannot be found, or are of other classes than the run draws.
         """
         every = config.output.evaluate_every
         if self.data is None:
@@ -63,6 +63,8 @@ class EvaluationOptions:
         source = open_source(self.data, self.data_dir, train=False)
         if self.features == "lenet" and source.labels is None:
             raise ConfigError(f"--features lenet needs labels, and {self.data} has none: use small")
+        if config.classes and source.labels is not None:
+            labels_in(source, config.classes)
         return source
 
 
@@ -117,9 +119,12 @@ class Evaluation:
     def _run(self, state: GlobalState) -> None:
         started = time.monotonic()
         judge = self._judge()
-        images = build_model(self._config, state).sample(min(IMAGES, len(self._source)))
+        model = build_model(self._config, state)
+        images, intended = judge.draw(model, min(IMAGES, len(self._source)))
         self._worker.check()
-        quality = judge.evaluate(images).as_dict()
+        quality = judge.evaluate(images, intended).as_dict()
+        if intended is not None and state.round == self._config.rounds:
+            quality["accuracy_score"] = score_model(model, self._source, progress=self._check)
         seconds = round(time.monotonic() - started, 3)
         self._report({"round": state.round, **quality, "seconds": seconds})
         log.info(
@@ -133,16 +138,24 @@ class Evaluation:
     def _judge(self) -> Evaluator:
         if self._evaluator is None:
             log.info("preparing %s features of %d images", self._features, len(self._source))
+            classes = self._config.classes
+            if classes and self._source.labels is None:
+                log.warning("%s has no labels: classes are not judged", self._source.name)
+                classes = ()
             self._evaluator = evaluator_of(
                 self._source,
                 IMAGES,
                 self._config.model.image_size,
                 self._config.channels,
                 self._features,
+                classes=classes,
                 cache=self._out / "cache",
-                progress=lambda *_: self._worker.check(),
+                progress=self._check,
             )
         return self._evaluator
+
+    def _check(self, *_: int) -> None:
+        self._worker.check()
 
 
 def _failed(error: Exception) -> None:

@@ -7,14 +7,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import NAMES, clients, running, tiny_config
 
 from common.config import RunConfig
+from common.data import open_source
 from common.errors import ConfigError, DataError
 from server.evaluation import EvaluationOptions
 
 CONFIG = tiny_config(rounds=3, output={"sample_every": 0, "evaluate_every": 2})
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accuracy score of less training than a real one."""
+    monkeypatch.setattr("common.quality.accuracy.IMAGES", 100)
+    monkeypatch.setattr("common.quality.lenet._IMAGES_SEEN", 200)
 
 
 async def run(config: RunConfig, out: Path, evaluated: EvaluationOptions) -> None:
@@ -37,6 +46,10 @@ def test_a_run_is_evaluated_at_its_end_at_least(tmp_path: Path) -> None:
     assert last["FD (small)"] > 0
     assert last["generated"] == last["real"] == 299
     assert {line["round"] for line in lines(tmp_path)} <= {2, 3}
+    assert all(("accuracy_score" in line) == (line["round"] == 3) for line in lines(tmp_path))
+    labels = open_source("digits", train=False).labels
+    assert labels is not None
+    assert last["fewest_of_a_class"] == np.bincount(labels).min()
 
     async def again() -> None:
         async with running(CONFIG, tmp_path, to_the_end=True, evaluated=options):
@@ -79,6 +92,19 @@ def test_lenet_needs_labels(tmp_path: Path) -> None:
     options = EvaluationOptions(f"folder:{tmp_path}/images")
     with pytest.raises(ConfigError, match="needs labels"):
         options.open(CONFIG)
+
+
+def test_images_of_other_classes_are_refused_before_the_run(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (16, 16)).save(tmp_path / name / "1.png")
+    options = EvaluationOptions(f"folder:{tmp_path}", None, "small")
+    with pytest.raises(DataError, match="named as classes: 0, 1, 2"):
+        options.open(CONFIG)
+    ignoring = tiny_config(data={"labels": "ignore"}, output={"evaluate_every": 2})
+    assert options.open(ignoring) is not None
 
 
 def test_a_run_without_evaluation_leaves_none(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,9 @@ from benchmarks.peers.networks import (
 )
 from benchmarks.report import Line, Measurement, table, write_report
 from common.config import RunConfig, load_config, parse_config
+from common.downlink import initial_state
 from common.errors import ConfigError, PrismError
+from common.model.export import build_model
 
 CPU = torch.device("cpu")
 TINY = (
@@ -40,7 +43,7 @@ TINY = (
     "train.batch_size=4",
 )
 CONFIG = parse_config("", TINY)
-SETTING = Setting(CONFIG, None, "small", every=1, samples=20)
+SETTING = Setting(CONFIG, None, "small", every=1, samples=20, accuracy_score=False)
 
 
 def parts(count: int = 3) -> list[torch.Tensor]:
@@ -187,6 +190,29 @@ def test_the_command_line_of_a_measurement(tmp_path: Path) -> None:
     assert json.loads(result.output) == {"rounds": 3}
     assert (tmp_path / "p.png").stat().st_size > 0
     assert invoke(command(fail, "x"), str(tmp_path / "c.toml")).exit_code == 1
+
+
+def test_a_run_that_draws_classes_is_judged_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.quality.accuracy.IMAGES", 100)
+    monkeypatch.setattr("common.quality.lenet._IMAGES_SEEN", 200)
+    config = parse_config("", [*TINY, "data.partition=shards"])
+    setting = Setting(config, None, "small", samples=1500)
+    judge = setting.evaluator()
+    first = build_model(config, initial_state(config))
+    images, line = setting.judged(judge, first)
+    assert images.shape == (1500, 1, 16, 16)
+    assert {"KID (small)", "FD (small) by client, mean", "FD (small) by client, worst"} <= {*line}
+    assert all(isinstance(value, float | int) for value in line.values())
+    assert "accuracy_score" not in line
+    last = dataclasses.replace(first, round=config.rounds)
+    assert "accuracy_score" in setting.judged(judge, last)[1]
+    without = dataclasses.replace(setting, accuracy_score=False)
+    assert "accuracy_score" not in without.judged(judge, last)[1]
+    ignoring = parse_config("", [*TINY, "data.labels=ignore"])
+    setting = Setting(ignoring, None, "small", samples=20)
+    model = dataclasses.replace(build_model(ignoring, initial_state(ignoring)), round=2)
+    line = setting.judged(setting.evaluator(), model)[1]
+    assert not {"accuracy_score", "fewest_of_a_class"} & {*line}
 
 
 def test_the_grid() -> None:

@@ -1,6 +1,6 @@
 """How good generated images are, on named features."""
 
-from common.quality.accuracy_score import accuracy_score, score_model
+from common.quality.accuracy import accuracy_score, score_model
 from common.quality.evaluator import NAMES, Evaluator, evaluator_of
 from common.quality.result import Classified, Quality
 

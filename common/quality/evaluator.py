@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.data.labels import labels_in
 from common.data.source import ImageSource, load_images, to_unit
 from common.encoders.small import load_small
 from common.errors import DataError
+from common.model.export import ExportedModel
 from common.quality.groups import class_distances, client_distances
 from common.quality.inception import load_inception
 from common.quality.lenet import Lenet, Progress, train_lenet
@@ -97,29 +99,43 @@ class Evaluator:
         self._real = self._features(real)
         self._moments = moments(self._real)
 
-    def classes_to_draw(
-        self, count: int, among: Collection[int] | None = None
-    ) -> NDArray[np.int64] | None:
-        """(count,) classes in the real images' shares and in mixed order; None without labels.
+    def draw(
+        self, model: ExportedModel, count: int, seed: int = 0
+    ) -> tuple[Tensor, NDArray[np.int64] | None]:
+        """Images of a model to judge, and the classes that they are meant as.
 
-        So a model that draws classes on request is judged by its images, not by a mix of classes
-        that nobody asked it for.
+        A model that draws classes on request is asked for those of the real images in their
+        shares, so that it is judged by its images and not by a mix that nobody asked it for.
 
         Args:
-            count: how many.
-            among: classes that may be drawn, by default all that the real images have.
+            model: whose classes are numbered as the real images' labels.
+            count: images.
+            seed: of their noise.
+
+        Returns:
+            (count, C, S, S) uint8; and (count,) classes, or None where the model draws no
+            classes or the real images have no labels.
 
         Raises:
-            DataError: no real image has one of these classes.
+            DataError: no real image has a class that the model has learned.
         """
-        if self._labels is None:
-            return None
-        labels = self._labels if among is None else self._labels[np.isin(self._labels, [*among])]
-        if not len(labels):
-            raise DataError("no real image has one of the classes to draw")
+        if self._labels is None or not model.class_names:
+            return model.sample(count, seed), None
+        classes = self.classes_to_draw(count, model.learned)
+        return model.sample(count, seed, classes), classes
+
+    def classes_to_draw(self, count: int, among: Collection[int]) -> NDArray[np.int64]:
+        """(count,) of these classes in the real images' shares, in mixed order.
+
+        Raises:
+            DataError: the real images have no labels, or none of these.
+        """
+        if self._labels is None or not (known := np.isin(self._labels, [*among])).any():
+            raise DataError("the real images have none of the classes to draw")
+        labels = np.sort(self._labels[known])
         at = (np.arange(count) + 0.5) / count * len(labels)
         order = words(count, self._seed, "classes-to-draw").argsort(kind="stable")
-        classes: NDArray[np.int64] = np.sort(labels)[at.astype(np.int64)][order]
+        classes: NDArray[np.int64] = labels[at.astype(np.int64)][order]
         return classes
 
     def evaluate(self, generated: Tensor, intended: NDArray[np.int64] | None = None) -> Quality:
@@ -224,6 +240,7 @@ def evaluator_of(
     channels: int,
     features: str,
     *,
+    classes: Sequence[str] = (),
     parts: Sequence[NDArray[np.int64]] | None = None,
     **options: Any,
 ) -> Evaluator:
@@ -235,12 +252,15 @@ def evaluator_of(
         image_size: side in pixels that they are brought to.
         channels: 1 or 3, likewise.
         features: see `Evaluator`, as are the errors.
-        parts: per client positions in the source; those of the images used go on.
+        classes: names of the classes 0, 1, ..., as the model has them; by default the source's
+            own numbering, if it has labels at all.
+        parts: per client positions in the source, of images that may be used or not.
         **options: those of `Evaluator`.
     """
     indices = np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int64)
     images = load_images(source, indices, image_size, channels)
-    labels = None if source.labels is None else source.labels[indices]
+    known = labels_in(source, classes) if classes else source.labels
+    labels = None if known is None else known[indices]
     if parts is not None:
         parts = [np.flatnonzero(np.isin(indices, part)) for part in parts]
     return Evaluator(images, labels, features, parts=parts, **options)

@@ -27,7 +27,23 @@ def evaluate(
         typer.Option(help="lenet (trained on the real images), small, or inception."),
     ] = "lenet",
     samples: Annotated[int, typer.Option(min=10, help="Images of each side, at most.")] = 5000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the generated images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the generated images.")] = 0,
+    partition: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CONFIG",
+            help="A run's config.toml: compare each client's images with its own classes as well.",
+        ),
+    ] = None,
+    accuracy_score: Annotated[
+        bool | None,
+        typer.Option(
+            "--accuracy-score/--no-accuracy-score",
+            help="Train a classifier on generated images and test it on the real test part; "
+            "half a minute. On by default for a model that draws classes.",
+            show_default=False,
+        ),
+    ] = None,
     cache: Annotated[Path, typer.Option(help="Where trained lenet classifiers are kept.")] = Path(
         "build/cache"
     ),
@@ -35,43 +51,44 @@ def evaluate(
 ) -> None:
     """Compare a model's images with real ones, on named features.
 
-    A Frechet distance carries the name of its features, because it means nothing without:
-    "FID (Inception)" is the published one, "FD (lenet)" and "FD (small)" are not.
+    A distance carries the name of its features, because it means nothing without: "FID
+    (Inception)" is the published one, "FD (lenet)" and "FD (small)" are not. What each figure
+    means is in docs/quality.md.
 
     \b
     prism evaluate runs/quickstart/model.prism --data digits
     prism evaluate runs/mnist/model.prism --data mnist --data-dir data --json
+    prism evaluate runs/mnist/model.prism --data mnist --data-dir data \\
+      --partition runs/mnist/config.toml
     """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from common.data import open_source
-    from common.model.export import load_model
-    from common.quality import evaluator_of
+    from prism.evaluation import evaluate_model
 
     try:
-        exported = load_model(model)
-        source = open_source(data, data_dir, train=not test)
-        count = min(samples, len(source))
-        shape = exported.architecture
-        console = Console(stderr=True)
-        with console.status(f"computing {escape(features)} features of {count} real images"):
-            judge = evaluator_of(
-                source, count, shape.image_size, shape.channels, features, cache=cache
+        with Console(stderr=True).status("reading the model") as status:
+            evaluated = evaluate_model(
+                model,
+                data,
+                data_dir,
+                test=test,
+                features=features,
+                samples=samples,
+                seed=seed,
+                partition=partition,
+                accuracy_score=accuracy_score,
+                cache=cache,
+                note=lambda text: typer.echo(text, err=True),
+                doing=lambda text: status.update(escape(text)),
             )
-        with console.status(f"judging {samples} generated images"):
-            quality = judge.evaluate(exported.sample(samples, seed)).as_dict()
     except PrismError as error:
         raise SystemExit(f"prism evaluate: {error}") from error
     if as_json:
-        typer.echo(json.dumps(quality))
+        typer.echo(json.dumps(evaluated.figures))
         return
     table = Table("measure", "value", box=None)
-    for name, value in quality.items():
-        if name == "shares":
-            value = " ".join(f"{share:.0%}" for share in value)
-        table.add_row(
-            name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)
-        )
+    for name, value in evaluated.rows():
+        table.add_row(name, escape(value))
     Console().print(table)

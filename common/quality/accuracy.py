@@ -6,15 +6,16 @@ arXiv 1905.10887; here with the lenet classifier.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.data.labels import labels_in
 from common.data.source import ImageSource, load_images
-from common.errors import DataError
+from common.errors import ConfigError, DataError
+from common.model.export import ExportedModel
 from common.quality.lenet import Progress, fit_lenet
 
 IMAGES: Final = 10_000
@@ -59,33 +60,28 @@ def accuracy_score(
 
 
 def score_model(
-    draw: Callable[[NDArray[np.int64]], Tensor],
+    model: ExportedModel,
     source: ImageSource,
-    image_size: int,
-    channels: int,
-    *,
-    images: int = IMAGES,
-    seed: int = 1,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> float:
-    """The accuracy score of a generator that draws classes on request.
+    """The accuracy score of a model that draws classes.
 
     Args:
-        draw: (m,) classes -> (m, channels, image_size, image_size) uint8 images meant as them.
+        model: asked for IMAGES images of the classes that it has learned, in equal shares.
         source: labelled real images, all of which test the classifier.
-        image_size: side in pixels that they are brought to.
-        channels: 1 or 3, likewise.
-        images: to draw, in shares of the classes that differ by one image at most.
-        seed: see `accuracy_score`, as is progress.
-        progress: likewise.
+        seed: of the generated images.
+        progress: told after each step of training.
 
     Raises:
-        DataError: the real images have no labels or cannot be read.
+        ConfigError: the model draws no classes.
+        DataError: the real images have no labels or others than the model's, or cannot be read.
     """
-    if source.labels is None:
-        raise DataError(f"the accuracy score needs labels, and {source.name} has none")
-    real = load_images(source, np.arange(len(source)), image_size, channels)
-    intended = np.arange(images) % (int(source.labels.max()) + 1)
-    return accuracy_score(
-        draw(intended), intended, real, source.labels, seed=seed, progress=progress
-    )
+    intended = model.balanced_labels(IMAGES)
+    if intended is None:
+        raise ConfigError("the accuracy score needs a model that draws classes")
+    labels = labels_in(source, model.class_names)
+    shape = model.architecture
+    real = load_images(source, np.arange(len(source)), shape.image_size, shape.channels)
+    generated = model.sample(IMAGES, seed, intended)
+    return accuracy_score(generated, intended, real, labels, progress=progress)

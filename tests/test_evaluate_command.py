@@ -115,6 +115,7 @@ def test_a_folder_of_other_classes_or_none(model: Path, tmp_path: Path) -> None:
     [
         (CONFIG, ("--test",), "leave out --test"),
         (tiny_config(data={"labels": "ignore"}), (), "and the config of its run"),
+        (tiny_config(data={"name": "mnist"}), (), "cuts mnist, which is not --data digits"),
     ],
 )
 def test_a_partition_that_does_not_fit(

@@ -172,7 +172,7 @@ def membership(config: RunConfig, confidence: float = CONFIDENCE) -> Finding:
     runs: list[tuple[str, RunConfig, Moments]] = [("", config, release), ("_plain", plain, real)]
     for suffix, run, moments in runs:
         *_, last = simulate(run, encoder, [moments], CPU)
-        generated = build_model(run, last.average).sample(1000)
+        generated = build_model(run, last.source.state).sample(1000)
         figures["auc_generator" + suffix] = auc(_phi1(encoder, generated).mean(0))
     ceiling = float(norm.cdf(calibration.mu / math.sqrt(2)))
     # No AUC over so many candidates of each kind has a larger deviation.

@@ -32,7 +32,7 @@ from common.model.export import build_model
 from common.server_update import hamming
 from common.state import GlobalState, Values, entropy_bits, sigma
 from common.theory import MaskBits, figures
-from server.average import StateAverage
+from server.average import ModelSource, StateAverage
 from server.broadcast import Broadcast
 from server.methods import make_aggregator
 
@@ -45,7 +45,7 @@ class SimulatedRound:
         start: what the round started from.
         locals: (K, d) what each client trained, as its update was made of it.
         state: what the next round starts from.
-        average: what a model is exported from.
+        source: what a model is exported from.
         lam: MADA's lambda.
         hamming: share of positions in which a mask of this state differs from one of the last,
             as in the paper's figure; None where the method has no masks.
@@ -57,7 +57,7 @@ class SimulatedRound:
     start: GlobalState
     locals: Sequence[Values]
     state: GlobalState
-    average: GlobalState
+    source: ModelSource
     lam: float | None
     hamming: float | None
     up_bytes: int
@@ -79,6 +79,7 @@ def simulate(
     trainers = [make_trainer(config, encoder, real, device) for real in moments]
     broadcast = Broadcast(config, initial_state(config))
     average = StateAverage(config, broadcast.state)
+    taught = {label for trainer in trainers for label in trainer.classes}
     for _ in range(config.rounds):
         started = time.monotonic()
         state = broadcast.state
@@ -101,7 +102,7 @@ def simulate(
         closed = aggregator.close()
         held = (state.round, broadcast.digest)
         last, state = state, broadcast.publish(closed)
-        average.add(state)
+        average.add(state, taught)
         down_bytes = sum(len(step.payload) for step in broadcast.steps(held))
         seconds = time.monotonic() - started
         masked = state.values.dtype == np.int16
@@ -110,7 +111,7 @@ def simulate(
             start=last,
             locals=locals_,
             state=state,
-            average=average.state,
+            source=average.source,
             lam=closed.lam,
             hamming=apart,
             up_bytes=up_bytes,
@@ -146,7 +147,9 @@ def measure(setting: Setting) -> Iterator[Measured]:
         meter.add(done.up_bytes, done.down_bytes * len(moments), done.seconds)
         if not setting.due(done.state.round):
             continue
-        images, quality = setting.judged(judge, build_model(run, done.average))
+        images, quality = setting.judged(
+            judge, build_model(run, done.source.state, done.source.unseen)
+        )
         masked = done.state.values.dtype == np.int16
         bits = MaskBits.mean(update_bits(run, done.start, values) for values in done.locals)
         of_mask = {

@@ -213,7 +213,8 @@ class Client:
             client=self._name,
         )
         loss = self._guard.reportable(self._config, result.loss)
-        report = Report(loss, update_bits(self._config, state, values))
+        bits = update_bits(self._config, state, values)
+        report = Report(loss, bits, self._trainer.classes)
         made = MadeUpdate(
             assignment.round,
             assignment.rank,

@@ -113,6 +113,7 @@ class ClientStore:
                 "payloads": [_as_tensor(p) for p in update.payloads],
                 "loss": report.loss,
                 "bits": report.bits and astuple(report.bits),
+                "classes": list(report.classes),
                 "seconds": update.seconds,
             },
             buffer,
@@ -139,7 +140,7 @@ class ClientStore:
                 rank,
                 cohort_size,
                 tuple(payload.numpy().tobytes() for payload in saved["payloads"]),
-                Report(saved["loss"], bits and MaskBits(*bits)),
+                Report(saved["loss"], bits and MaskBits(*bits), tuple(saved["classes"])),
                 saved["seconds"],
             )
             return saved["trainer"], update

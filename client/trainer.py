@@ -88,6 +88,11 @@ class Trainer(ABC):
         rate = config.train.moving_average_rate
         self._averages = MovingAverages(groups, features, rate, device)
 
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Labels that are trained on; none where labels are ignored."""
+        return self._real.classes
+
     @abstractmethod
     def _start(self, state: GlobalState) -> NDArray[np.float32]:
         """(d,) what training starts from in a round."""

@@ -14,7 +14,9 @@ class Report:
     Attributes:
         loss: mean over the local steps, finite; None where there is none to tell.
         bits: what theory says that the update's mask takes; None without a mask.
+        classes: labels that the client trains on, ascending; none where labels are ignored.
     """
 
     loss: float | None = None
     bits: MaskBits | None = None
+    classes: tuple[int, ...] = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Final
 
 from common import errors
@@ -139,19 +140,23 @@ def step_from_pb(message: pb.StateStep, payload: bytes) -> StateStep:
 def report_to_pb(report: Report) -> pb.ClientReport:
     """The message of a report; NaN stands for no loss."""
     loss = math.nan if report.loss is None else report.loss
-    return pb.ClientReport(loss=loss, **figures(report.bits))
+    return pb.ClientReport(loss=loss, classes=report.classes, **figures(report.bits))
 
 
 def report_from_pb(message: pb.ClientReport) -> Report:
     """The report of a message; a loss that is not finite is none.
 
     Raises:
-        ProtocolError: bits that cannot be, or one figure of them without the other.
+        ProtocolError: bits that cannot be, or one figure of them without the other; classes
+            that do not ascend.
     """
     given = message.HasField("cross_entropy_bits"), message.HasField("kl_bits")
     if any(given) and not all(given):
         raise ProtocolError("cross_entropy_bits and kl_bits come together or not at all")
+    if any(b <= a for a, b in pairwise(message.classes)):
+        raise ProtocolError("classes are ascending labels")
     return Report(
         loss=message.loss if math.isfinite(message.loss) else None,
         bits=MaskBits(message.cross_entropy_bits, message.kl_bits) if all(given) else None,
+        classes=tuple(message.classes),
     )

@@ -35,6 +35,11 @@ class Attempt:
         self._aggregator.fold(contribution)
         self._reports.append(report)
 
+    @property
+    def taught(self) -> set[int]:
+        """Labels that some client of the attempt trained on."""
+        return {label for report in self._reports for label in report.classes}
+
     def close(self) -> Closed:
         """What was folded; see `Aggregator.close`."""
         return self._aggregator.close()

@@ -8,7 +8,8 @@ alone: nobody trains on it, and it costs no byte.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,25 @@ from common.config import RunConfig
 from common.state import PROB_ONE, GlobalState, logit, sigma
 
 _ARRAY: Final = "average"
+_TAUGHT: Final = "taught"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a model is made of.
+
+    Attributes:
+        state: the mean state, or the last.
+        unseen: labels that no client has trained on; none where labels are ignored.
+    """
+
+    state: GlobalState
+    unseen: tuple[int, ...] = ()
+
+    @property
+    def round(self) -> int:
+        """Rounds closed so far."""
+        return self.state.round
 
 
 class StateAverage:
@@ -37,18 +57,31 @@ class StateAverage:
         self._share = config.output.average
         self._last = state
         self._mean: NDArray[np.float32] = _averaged(state)
+        self._taught = np.zeros(len(config.classes), dtype=np.uint8)
 
-    def add(self, state: GlobalState) -> None:
-        """Take in what a round made; rounds count from 1."""
+    def add(self, state: GlobalState, taught: Iterable[int] = ()) -> None:
+        """Take in what a round made.
+
+        Args:
+            state: that the round ended in; rounds count from 1.
+            taught: labels that its clients trained on.
+        """
         self._last = state
+        self._taught[list(taught)] = 1
         if self._share:
             kept = np.float32((1 - 1 / state.round) ** (1 / self._share))
             self._mean *= kept
             self._mean += (1 - kept) * _averaged(state)
 
     @property
+    def source(self) -> ModelSource:
+        """What to export."""
+        unseen = np.flatnonzero(self._taught == 0) if self._taught.any() else ()
+        return ModelSource(self.state, tuple(map(int, unseen)))
+
+    @property
     def state(self) -> GlobalState:
-        """What to export: the mean, or the last state itself where `output.average` is 0."""
+        """The state to export: the mean, or the last state itself where `output.average` is 0."""
         if not self._share:
             return self._last
         if self._last.values.dtype == np.float32:
@@ -58,13 +91,16 @@ class StateAverage:
 
     def snapshot(self) -> Mapping[str, NDArray[Any]]:
         """What `restore` needs besides the state, for the checkpoint."""
-        return {_ARRAY: self._mean} if self._share else {}
+        mean = {_ARRAY: self._mean} if self._share else {}
+        return {**mean, _TAUGHT: self._taught} if self._taught.size else mean
 
     def restore(self, state: GlobalState, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on from a checkpoint."""
         self._last = state
         if self._share:
             self._mean = arrays[_ARRAY].copy()
+        if self._taught.size:
+            self._taught = arrays[_TAUGHT].copy()
 
 
 def _averaged(state: GlobalState) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from common.report import Report
 from common.state import GlobalState
 from server.aggregate import Closed
 from server.attempt import Attempt
-from server.average import StateAverage
+from server.average import ModelSource, StateAverage
 from server.background import Background, durable, wait_for
 from server.broadcast import Broadcast
 from server.evaluation import NO_EVALUATION, EvaluationOptions
@@ -232,7 +232,7 @@ class Engine:
             PrismError, OSError: the run cannot go on; what was acknowledged is safe.
         """
         if self.finished:
-            self.recorder.finish(self._average.state)
+            self.recorder.finish(self._average.source)
             return
         attempt, earlier = self._interrupted
         await self._apply(self.rounds.start(time.monotonic(), attempt, earlier))
@@ -312,11 +312,11 @@ class Engine:
         attempt = self._current_attempt()
         # The writer thread folds, so it is where everything is known to be folded.
         closed = await self._work.write(attempt.close)
-        state, average, metrics = await asyncio.to_thread(self._publish, attempt, closed)
+        state, source, metrics = await asyncio.to_thread(self._publish, attempt, closed)
         arrays = {**self.broadcast.snapshot(), **self._average.snapshot()}
         point = Checkpoint(state, self.live(), metrics.line(), arrays)
         await self._work.write(self._journal.checkpoint, point)
-        self.recorder.closed(metrics, average)
+        self.recorder.closed(metrics, source)
         log.info(
             "round %d: %d updates, lambda %s, %.1f s",
             metrics.round,
@@ -328,11 +328,11 @@ class Engine:
 
     def _publish(
         self, attempt: Attempt, closed: Closed
-    ) -> tuple[GlobalState, GlobalState, Metrics]:
+    ) -> tuple[GlobalState, ModelSource, Metrics]:
         state = self.broadcast.publish(closed)
-        self._average.add(state)
+        self._average.add(state, attempt.taught)
         metrics = attempt.metrics(state, closed, time.monotonic())
-        return state, self._average.state, metrics
+        return state, self._average.source, metrics
 
     def _current_attempt(self) -> Attempt:
         if self._attempt is None:

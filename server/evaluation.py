@@ -18,7 +18,7 @@ from common.data import ImageSource, labels_in, open_source
 from common.errors import ConfigError
 from common.model.export import build_model
 from common.quality import NAMES, Evaluator, evaluator_of, score_model
-from common.state import GlobalState
+from server.average import ModelSource
 from server.latest import LatestWorker
 
 IMAGES: Final = 5000
@@ -97,16 +97,16 @@ class Evaluation:
         self._out = out
         self._report = report
         self._evaluator: Evaluator | None = None
-        self._worker: LatestWorker[GlobalState] = LatestWorker("evaluation", self._run, _failed)
+        self._worker: LatestWorker[ModelSource] = LatestWorker("evaluation", self._run, _failed)
 
-    def due(self, state: GlobalState) -> bool:
+    def due(self, model: ModelSource) -> bool:
         """Whether a state is one that is evaluated: each `evaluate_every` rounds, and the last."""
-        last = state.round == self._config.rounds
-        return last or state.round % self._config.output.evaluate_every == 0
+        last = model.round == self._config.rounds
+        return last or model.round % self._config.output.evaluate_every == 0
 
-    def submit(self, state: GlobalState) -> None:
-        """Evaluate a state, or a later one that comes before its turn."""
-        self._worker.submit(state)
+    def submit(self, model: ModelSource) -> None:
+        """Evaluate a model, or a later one that comes before its turn."""
+        self._worker.submit(model)
 
     def close(self, *, finish: bool) -> None:
         """End the thread.
@@ -116,20 +116,20 @@ class Evaluation:
         """
         self._worker.close(finish=finish)
 
-    def _run(self, state: GlobalState) -> None:
+    def _run(self, source: ModelSource) -> None:
         started = time.monotonic()
         judge = self._judge()
-        model = build_model(self._config, state)
+        model = build_model(self._config, source.state, source.unseen)
         images, intended = judge.draw(model, min(IMAGES, len(self._source)))
         self._worker.check()
         quality = judge.evaluate(images, intended).as_dict()
-        if intended is not None and state.round == self._config.rounds:
+        if intended is not None and source.round == self._config.rounds:
             quality["accuracy_score"] = score_model(model, self._source, progress=self._check)
         seconds = round(time.monotonic() - started, 3)
-        self._report({"round": state.round, **quality, "seconds": seconds})
+        self._report({"round": source.round, **quality, "seconds": seconds})
         log.info(
             "round %d: %s %.4g on %d images",
-            state.round,
+            source.round,
             judge.distance_name,
             quality[judge.distance_name],
             len(images),

@@ -19,7 +19,7 @@ from common.config import RunConfig
 from common.errors import ModelFileError
 from common.model.export import build_model, load_model
 from common.model.grid import save_grid
-from common.state import GlobalState
+from server.average import ModelSource
 from server.latest import LatestWorker
 
 SAMPLES: Final = 64
@@ -43,35 +43,35 @@ class Exporter:
         self._samples = out / "samples.png"
         self._model = out / "model.prism"
         self._drawn = drawn
-        self._worker: LatestWorker[GlobalState] = LatestWorker("exporter", self._export, _failed)
+        self._worker: LatestWorker[ModelSource] = LatestWorker("exporter", self._export, _failed)
 
-    def due(self, state: GlobalState) -> bool:
+    def due(self, source: ModelSource) -> bool:
         """Whether a state is one that is exported: each `sample_every` rounds, and the last."""
         every = self._config.output.sample_every
-        return state.round == self._config.rounds or bool(every and state.round % every == 0)
+        return source.round == self._config.rounds or bool(every and source.round % every == 0)
 
-    def done(self, state: GlobalState) -> bool:
+    def done(self, source: ModelSource) -> bool:
         """Whether the model file is of that state's round."""
         try:
-            return load_model(self._model).round == state.round
+            return load_model(self._model).round == source.round
         except ModelFileError:
             return False
 
-    def submit(self, state: GlobalState) -> None:
+    def submit(self, source: ModelSource) -> None:
         """Export a state, or a later one that comes before its turn."""
-        self._worker.submit(state)
+        self._worker.submit(source)
 
     def close(self) -> None:
         """End the thread after the state that was submitted last is exported."""
         self._worker.close(finish=True)
 
-    def _export(self, state: GlobalState) -> None:
-        model = build_model(self._config, state)
+    def _export(self, source: ModelSource) -> None:
+        model = build_model(self._config, source.state, source.unseen)
         images = model.sample(SAMPLES, seed=0)
         save_grid(images, self._samples)
-        self._drawn(state.round, images)
+        self._drawn(source.round, images)
         model.save(self._model)
-        log.info("samples of round %d: %s", state.round, self._samples)
+        log.info("samples of round %d: %s", source.round, self._samples)
 
 
 def _failed(error: Exception) -> None:

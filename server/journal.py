@@ -114,7 +114,8 @@ class Recovered:
         elif kind == "update":
             digest, sizes = bytes.fromhex(entry["digest"]), tuple(entry["sizes"])
             bits = entry.get("bits")
-            report = Report(entry["loss"], bits and MaskBits(*bits))
+            classes = tuple(entry.get("classes", ()))
+            report = Report(entry["loss"], bits and MaskBits(*bits), classes)
             update = StoredUpdate(entry["client"], digest, sizes, report, payload)
             self.updates[update.client] = update
         elif kind == "discard":
@@ -191,6 +192,7 @@ class Journal:
             "sizes": update.sizes,
             "loss": update.report.loss,
             "bits": update.report.bits and astuple(update.report.bits),
+            "classes": update.report.classes,
         }
         self._append(entry, update.payload)
 

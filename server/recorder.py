@@ -25,8 +25,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common.config import RunConfig
 from common.model.grid import image_grid
-from common.state import GlobalState
 from common.theory import MaskBits, figures
+from server.average import ModelSource
 from server.evaluation import NO_EVALUATION, Evaluation, EvaluationOptions
 from server.exporter import Exporter
 from server.jsonl import cut_lines, last_round
@@ -116,26 +116,26 @@ class Recorder:
         """Note a call."""
         self._do(self._write_traffic, traffic)
 
-    def closed(self, metrics: Metrics, state: GlobalState) -> None:
+    def closed(self, metrics: Metrics, model: ModelSource) -> None:
         """Note a closed round; export and evaluate a state if it is time.
 
         Args:
             metrics: of the round.
-            state: to make a model of.
+            model: what to make one of.
         """
         self._do(self._write_metrics, metrics)
-        if self._exporter.due(state):
-            self._exporter.submit(state)
-        if self._evaluation is not None and self._evaluation.due(state):
-            self._evaluation.submit(state)
-        self._ended = state.round == self._rounds
+        if self._exporter.due(model):
+            self._exporter.submit(model)
+        if self._evaluation is not None and self._evaluation.due(model):
+            self._evaluation.submit(model)
+        self._ended = model.round == self._rounds
 
-    def finish(self, state: GlobalState) -> None:
+    def finish(self, model: ModelSource) -> None:
         """Export and evaluate the final state if the previous process left that undone."""
-        if not self._exporter.done(state):
-            self._exporter.submit(state)
-        if self._evaluation is not None and last_round(self._evaluations) != state.round:
-            self._evaluation.submit(state)
+        if not self._exporter.done(model):
+            self._exporter.submit(model)
+        if self._evaluation is not None and last_round(self._evaluations) != model.round:
+            self._evaluation.submit(model)
         self._ended = True
 
     def close(self) -> None:

@@ -126,6 +126,8 @@ class FederationService(FederationServicer):
         header = first.header
         sizes = self._check_header(header)
         report = report_from_pb(header.report)
+        if report.classes and report.classes[-1] >= len(self._config.classes):
+            raise ProtocolError(f"this run has {len(self._config.classes)} classes")
         session = session_of(context.invocation_metadata())
         place, digest = (header.rank, header.cohort_size), header.payload_digest
         async with self._engine.upload(session, header.round, place, digest, sizes) as upload:

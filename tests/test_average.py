@@ -49,7 +49,7 @@ def test_without_a_share_it_is_the_last_state() -> None:
     assert average.state.digest() == masked(0, 1).digest()
     average.add(masked(1, 1))
     assert average.state.digest() == masked(1, 1).digest()
-    assert average.snapshot() == {}
+    assert list(average.snapshot()) == ["taught"]
 
 
 @pytest.mark.parametrize("make", [masked, weighted])
@@ -68,6 +68,20 @@ def test_a_checkpoint_goes_on_bit_for_bit(make: type, share: float) -> None:
         resumed.add(make(round_, 7))
     assert resumed.state.digest() == whole.state.digest()
     assert (whole.state.digest() == make(11, 7).digest()) == (share == 0)
+
+
+def test_classes_that_no_client_taught() -> None:
+    average = StateAverage(config_of(0.1), masked(0, 7))
+    # Before the first round, and where clients do not say, nothing is known.
+    assert average.source.unseen == ()
+    average.add(masked(1, 7), {0, 3})
+    average.add(masked(2, 7), {3, 9})
+    assert average.source.unseen == (1, 2, 4, 5, 6, 7, 8)
+    resumed = StateAverage(config_of(0.1), masked(0, 7))
+    resumed.restore(masked(2, 7), average.snapshot())
+    assert resumed.source.unseen == average.source.unseen
+    ignoring = StateAverage(parse_config("", ["data.labels=ignore"]), masked(0, 7))
+    assert ignoring.source.unseen == () and "taught" not in ignoring.snapshot()
 
 
 def test_weights_are_averaged_as_they_are() -> None:

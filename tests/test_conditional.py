@@ -167,7 +167,7 @@ def test_a_run_that_ignores_labels_is_what_it_was_before_there_were_classes(
     encoder = load_encoder("small")
     moments = client_moments(config, open_source("digits"), encoder, CPU)
     *_, last = simulate(config, encoder, moments, CPU)
-    build_model(config, last.average).save(tmp_path / "m")
+    build_model(config, last.source.state).save(tmp_path / "m")
     torch.set_num_threads(threads)
     of_file = hashlib.sha256((tmp_path / "m").read_bytes()).hexdigest()
     assert f"{last.state.digest().hex()} {of_file[:16]}" == PINNED[method]

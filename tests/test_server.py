@@ -69,9 +69,9 @@ def test_the_model_is_of_the_average_of_the_rounds(tmp_path: Path) -> None:
 
 def test_what_clients_say_of_their_masks(tmp_path: Path) -> None:
     said = {
-        "ann": {"loss": 0.25, "cross_entropy_bits": 0.5, "kl_bits": 0.125},
+        "ann": {"loss": 0.25, "cross_entropy_bits": 0.5, "kl_bits": 0.125, "classes": [0, 4]},
         "bob": {"loss": nan, "cross_entropy_bits": 1.0, "kl_bits": 0.375},
-        "cleo": {"loss": 0.75},
+        "cleo": {"loss": 0.75, "classes": [4, 9]},
     }
 
     async def main() -> None:
@@ -96,6 +96,7 @@ def test_what_clients_say_of_their_masks(tmp_path: Path) -> None:
         if "kl_bits" in line and (line["rpc"], line["direction"]) == ("SubmitUpdate", "up")
     ]
     assert noted == [("ann", 0.5, 0.125), ("bob", 1.0, 0.375)], "each update once"
+    assert load_model(tmp_path / "model.prism").learned == (0, 4, 9)
 
 
 def test_bytes_are_counted_exactly(tmp_path: Path) -> None:

@@ -58,9 +58,9 @@ class Upload:
         """The whole payload, one of its segments described otherwise."""
         return self.altered(segments=self.segments(index, **changes))
 
-    def report(self, **bits: float) -> Sent:
+    def report(self, **figures: Any) -> Sent:
         """The whole payload, with these figures about it."""
-        return self.altered(report=pb.ClientReport(loss=0.5, **bits))
+        return self.altered(report=pb.ClientReport(loss=0.5, **figures))
 
     def other(self, payload: bytes, **changes: Any) -> Sent:
         """Another payload with its own digest, in segments changed at index 0 or 1."""
@@ -108,6 +108,8 @@ REFUSED: dict[str, tuple[grpc.StatusCode, Callable[[Upload], Sent]]] = {
     "17 bits": (INVALID, lambda u: u.report(cross_entropy_bits=17, kl_bits=0)),
     "negative bits": (INVALID, lambda u: u.report(cross_entropy_bits=1, kl_bits=-1)),
     "half of the bits": (INVALID, lambda u: u.report(kl_bits=0)),
+    "a class too many": (INVALID, lambda u: u.report(classes=[3, 10])),
+    "classes that do not ascend": (INVALID, lambda u: u.report(classes=[3, 3])),
     "beyond gRPC's limit": (EXHAUSTED, lambda u: (u.good, [bytes(1 << 21)])),
 }
 SAYS_THE_ROUND = ("a later round", "another rank", "another cohort")

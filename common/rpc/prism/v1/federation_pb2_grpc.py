@@ -119,7 +119,7 @@ class FederationServicer(object):
         INVALID_ARGUMENT     [PayloadError] segments do not tile the parameters,
         wrong kind or codec, wrong length, digest mismatch, a
         payload that does not decode; [ProtocolError]
-        theoretical bits that cannot be
+        theoretical bits, or classes, that cannot be
         FAILED_PRECONDITION  [WrongRound] another round is open, or this one was
         opened again with another cohort (the open round is
         in the text and in the trailing metadata

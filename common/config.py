@@ -112,7 +112,7 @@ class CodecConfig(_Section):
     """Wire format of the layers that PRISM-alpha uploads as scores."""
     coordinates_per_round: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the coordinates that each client sends (flips only)."""
-    error_feedback_step: Annotated[float, Field(gt=0, le=1000)] = 0.3
+    error_feedback_step: Annotated[float, Field(gt=0, le=1000)] = 0.5
     """Quantiser step of the error-feedback downlink, in standard deviations of a sampled mask."""
 
 

@@ -12,7 +12,7 @@ GENERATE = PYTHONWARNINGS=ignore PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" $(PRO
   --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
   common/rpc/$(PROTO)
 
-.PHONY: setup run run-mnist test test-slow audit reproduce check check-proto proto format clean
+.PHONY: setup run run-mnist run-cifar10 test test-slow audit reproduce check check-proto proto format clean
 
 setup: $(READY)
 
@@ -27,6 +27,9 @@ run: $(READY)
 
 run-mnist: $(READY)
 	$(BIN)/prism run configs/mnist.toml --data-dir $(DATA_DIR)
+
+run-cifar10: $(READY)
+	$(BIN)/prism run configs/cifar10.toml --data-dir $(DATA_DIR)
 
 test: $(READY)
 	$(BIN)/pytest

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,6 +18,9 @@ from common.errors import ConfigError
 from common.files import write_atomically
 
 Line = dict[str, Any]
+
+GOAL: Final = 5.0
+"""A distance that is good enough to compare what it takes to get there."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ def table(methods: Group) -> str:
     columns = _columns(methods, name)
     bytes_ = ["up a client-round", "down a client-round"]
     shown = [column.replace("_", " ") for column in columns]
-    head = ["method", "seeds", name, "its last third", *shown, *bytes_, "s a round"]
+    until = f"all bytes until {name} {GOAL:g}"
+    head = ["method", "seeds", name, "its last third", *shown, *bytes_, until, "s a round"]
     rows = [_row(head), _row(["---"] * len(head))]
     for method, measurements in methods.items():
         last = [m.lines[-1] for m in measurements]
@@ -130,6 +134,7 @@ def table(methods: Group) -> str:
         for key in ("up_bytes", "down_bytes"):
             sizes = [line[key] / n for line, n in zip(last, share, strict=True)]
             cells.append(_size(mean(sizes)))
+        cells.append(_goal_bytes(measurements, name))
         seconds = [m.lines[-1]["seconds"] / m.facts["total_rounds"] for m in measurements]
         rows.append(_row([method, str(len(last)), *cells, f"{mean(seconds):.3g}"]))
     return "\n".join(rows)
@@ -142,6 +147,29 @@ def _columns(methods: Group, name: str) -> list[str]:
     columns = [f"KID {features}", "precision", "recall", "density", "coverage"]
     columns += ["read_as_intended", "accuracy_score", f"{name} by client, worst"]
     return [column for column in columns if column in present]
+
+
+def bytes_until(measurement: Measurement, name: str, goal: float) -> int | None:
+    """Payload bytes of all clients, both ways, until the distance is at most `goal` and stays so.
+
+    Measured at evaluations; None if the last of them is still above.
+    """
+    reached = None
+    for line in measurement.lines:
+        if line[name] > goal:
+            reached = None
+        elif reached is None:
+            reached = int(line["up_bytes"] + line["down_bytes"])
+    return reached
+
+
+def _goal_bytes(measurements: Sequence[Measurement], name: str) -> str:
+    sizes = [bytes_until(m, name, GOAL) for m in measurements]
+    there = [size for size in sizes if size is not None]
+    if not there:
+        return "never"
+    few = f" ({len(there)} of {len(sizes)} seeds)" if len(there) < len(sizes) else ""
+    return _size(mean(there)) + few
 
 
 def _last_third(measurement: Measurement, name: str) -> float:
@@ -164,7 +192,10 @@ def provenance(methods: Group) -> str:
 
 
 def plot(methods: Group, path: Path) -> None:
-    """Quality against bytes, quality against rounds, Hamming distance against rounds."""
+    """Quality against bytes, quality against rounds, Hamming distance against rounds.
+
+    A thin line stands where a run has reached GOAL for good.
+    """
     figure = Figure(figsize=(14, 4), layout="constrained")
     by_bytes, by_rounds, hamming = figure.subplots(1, 3)
     name = next(iter(methods.values()))[0].distance_name
@@ -177,6 +208,8 @@ def plot(methods: Group, path: Path) -> None:
             clients = measurement.facts["clients"]
             moved = [(line["up_bytes"] + line["down_bytes"]) / clients / 1e6 for line in lines]
             by_bytes.plot(moved, distances, marker=".", **style)
+            if goal := bytes_until(measurement, name, GOAL):
+                by_bytes.axvline(goal / clients / 1e6, color=f"C{index}", linewidth=0.7)
             by_rounds.plot(rounds, distances, marker=".", **style)
             apart = [(line["rounds"], line.get("hamming")) for line in lines]
             pairs = [(at, value) for at, value in apart if value is not None]

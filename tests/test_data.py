@@ -11,7 +11,16 @@ import torch
 from PIL import Image
 
 from common.compat import torchvision
-from common.data import ArraySource, ImageSource, load_images, open_source, to_pixels, to_unit
+from common.config import parse_config
+from common.data import (
+    ArraySource,
+    ImageSource,
+    class_labels,
+    load_images,
+    open_source,
+    to_pixels,
+    to_unit,
+)
 from common.errors import DataError
 
 CELEBA_ATTRIBUTES = ["Bald", "Male", "Young"]
@@ -156,6 +165,12 @@ def test_celeba_is_cropped_and_labelled_by_gender(
     assert source.labels is not None
     assert source.labels.tolist() == [1, 0, 0, 1, 0, 0]
     assert source.class_names == ("not Male", "Male")
+    both = parse_config('[data]\nname = "celeba"\nattributes = ["Male", "Bald"]')
+    labels = class_labels(source, both)
+    assert labels is not None
+    assert [both.classes[label] for label in labels[:2]] == ["Male, not Bald", "not Male, not Bald"]
+    with pytest.raises(DataError, match="celeba has no attribute Wings; it has Bald, Male, Young"):
+        source.combinations(["Wings"])  # type: ignore[attr-defined]
     images = load_images(source, np.array([5]), 160, 3)
     assert values(images[0, 0]) == [100], "the white rim is cut off"
 

@@ -26,7 +26,7 @@ from benchmarks.peers.networks import (
     parameter_bytes,
     sample,
 )
-from benchmarks.report import Line, Measurement, table, write_report
+from benchmarks.report import Line, Measurement, bytes_until, table, write_report
 from common.config import RunConfig, load_config, parse_config
 from common.downlink import initial_state
 from common.errors import ConfigError, PrismError
@@ -307,7 +307,22 @@ def test_a_table_gives_the_last_distance_and_the_mean_of_the_last_third() -> Non
     row = table({"prism": measurements}).splitlines()[2]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:4] == ["prism", "2", "50 ± 57", "50 ± 14"]
-    assert cells[-3:] == ["1 kB", "2 kB", "2"]
+    assert cells[-4:] == ["1 kB", "2 kB", "never", "2"]
+
+
+def test_bytes_until_the_goal_is_reached_for_good() -> None:
+    def measured(*distances: float) -> Measurement:
+        return Measurement(
+            {},
+            tuple(
+                {"FD (lenet)": distance, "up_bytes": at, "down_bytes": 9 * at}
+                for at, distance in enumerate(distances, start=1)
+            ),
+        )
+
+    assert bytes_until(measured(9, 4, 6, 5, 3), "FD (lenet)", 5) == 40
+    assert bytes_until(measured(5), "FD (lenet)", 5) == 10
+    assert bytes_until(measured(3, 3, 6), "FD (lenet)", 5) is None
 
 
 def test_a_table_shows_what_was_measured() -> None:

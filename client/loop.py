@@ -1,4 +1,4 @@
-"""One client's life: join, await a round, fetch, train, submit; and again.
+"""What one client process does: join, await a round, fetch, train, submit; and again.
 
 Whatever the network does, the client backs off with jitter and says what it is waiting for;
 it ends when the run is finished, when it is told to, or when nobody answered for too long.
@@ -81,6 +81,7 @@ class Client:
                     log.info("the run is finished after %d rounds", outcome.round)
                     break
                 if isinstance(outcome, Assignment):
+                    self._said = ""
                     self._take_part(outcome)
                 else:
                     self._say(f"waiting: {outcome.reason}")
@@ -243,7 +244,7 @@ class Client:
 
     def _patiently(self, call: Callable[[], Result]) -> Result:
         """Make a call, backing off with full jitter while the server cannot be reached."""
-        started, delay = time.monotonic(), 0.5
+        started, delay, troubled = time.monotonic(), 0.5, False
         while True:
             try:
                 result = call()
@@ -251,12 +252,14 @@ class Client:
                 left = started + self._patience - time.monotonic()
                 if left <= 0:
                     raise
+                troubled = True
                 self._say(f"{error}; trying again for up to {left:.0f} s")
                 # Jitter spreads clients out after an outage; nothing reproducible hangs on it.
                 time.sleep(min(left, random.uniform(0.1, delay)))
                 delay = min(delay * 2, 15.0)
             else:
-                self._said = ""
+                if troubled:
+                    self._said = ""
                 return result
 
     def _say(self, line: str) -> None:

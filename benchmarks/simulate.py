@@ -1,7 +1,9 @@
 """A federation in one process: the same trainer, codecs and aggregator, no network.
 
-For measurements that would pay for N processes and a socket without learning from them; a run
-of the real system with the same config ends in the same state. One JSON line per evaluation.
+For measurements that would pay for N processes and a socket without learning from them. What
+`prism run` makes of the same config on the same machine ends in the same state, bit for bit
+(`tests/test_simulator.py`); under a privacy mechanism, whose noise is drawn anew each time, it
+would if the noise were the same. One JSON line per evaluation.
 
     python -m benchmarks.simulate configs/quickstart.toml --every 10
     python -m benchmarks.simulate configs/mnist.toml --data-dir data --set codec.up=flips
@@ -27,6 +29,7 @@ from common.config import RunConfig
 from common.data import ImageSource, partition, split_by
 from common.downlink import initial_state
 from common.encoders import FeatureEncoder, load_encoder
+from common.errors import ConfigError
 from common.model.architecture import Architecture
 from common.model.export import build_model
 from common.server_update import hamming
@@ -43,7 +46,7 @@ class SimulatedRound:
 
     Attributes:
         start: what the round started from.
-        locals: (K, d) what each client trained, as its update was made of it.
+        locals: (K, d) what each client trained, as its update was made of it; by rank.
         state: what the next round starts from.
         source: what a model is exported from.
         lam: MADA's lambda.
@@ -75,18 +78,26 @@ def simulate(
         encoder: the frozen encoder that the clients share, on the device.
         moments: each client's real moments, on the device.
         device: where to train.
+
+    Raises:
+        ConfigError: the config asks for a share of the clients.
     """
-    trainers = [make_trainer(config, encoder, real, device) for real in moments]
+    if config.round.participation < 1:
+        raise ConfigError(
+            "in a simulated run every client takes part in every round: set round.participation=1"
+        )
+    made = {f"client-{i}": make_trainer(config, encoder, m, device) for i, m in enumerate(moments)}
+    # The server ranks a cohort by name, so client-10 comes before client-2.
+    trainers = [(name, made[name]) for name in sorted(made)]
     broadcast = Broadcast(config, initial_state(config))
     average = StateAverage(config, broadcast.state)
-    taught = {label for trainer in trainers for label in trainer.classes}
+    taught = {label for trainer in made.values() for label in trainer.classes}
     for _ in range(config.rounds):
         started = time.monotonic()
         state = broadcast.state
         aggregator = make_aggregator(config, state, len(trainers))
         up_bytes, locals_ = 0, []
-        for rank, trainer in enumerate(trainers):
-            name = f"client-{rank}"
+        for rank, (name, trainer) in enumerate(trainers):
             values = noisy_values(config.privacy, state, trainer.train(state, name).values)
             locals_.append(values)
             payloads = encode_update(

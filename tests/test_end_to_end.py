@@ -14,10 +14,13 @@ import pytest
 import torch
 from support import background, jsonl
 
+from benchmarks.simulate import client_moments, simulate
 from common.config import load_config
+from common.data import open_source
+from common.encoders import load_encoder
 from common.errors import PrismError
 from common.model.architecture import Architecture
-from common.model.export import load_model
+from common.model.export import build_model, load_model
 from common.pem import read_pair
 from prism.run.certificate import make_certificate
 from prism.run.processes import Member
@@ -77,7 +80,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.toml").write_text(TINY)
     # A proxy that is nowhere: loopback must not go through it.
     proxied = {**os.environ, "http_proxy": "http://127.0.0.1:9"}
-    done = prism("run", folder / "tiny.toml", "--out", folder / "out", env=proxied)
+    words = ("run", folder / "tiny.toml", "--out", folder / "out", "--threads", 1)
+    done = prism(*words, env=proxied)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "round 2" in done.stdout
     return folder
@@ -144,6 +148,17 @@ def join(port: int, folder: Path, index: int) -> tuple[str | Path, ...]:
         *("--name", f"client-{index}", "--partition", f"{index}/2"),
         *("--state", folder / f"state-{index}"),
     )
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_simulator_ends_with_the_same_model(tiny_run: Path) -> None:
+    """For one config and real processes; `test_simulator.py` has the others."""
+    config = load_config(tiny_run / "out" / "config.toml")
+    encoder, cpu = load_encoder(config.encoder.name), torch.device("cpu")
+    moments = client_moments(config, open_source("digits"), encoder, cpu)
+    *_, last = simulate(config, encoder, moments, cpu)
+    parameters = load_model(tiny_run / "out" / "model.prism").parameters
+    assert build_model(config, last.source.state).parameters.tobytes() == parameters.tobytes()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -238,7 +253,7 @@ def test_another_run_keeps_its_certificate(tiny_run: Path, tmp_path: Path) -> No
 def test_a_killed_server_is_named_with_its_signal(tiny_run: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     (out / "logs").mkdir(parents=True)
-    (out / "logs" / "server.log").write_text("of an earlier life\n")
+    (out / "logs" / "server.log").write_text("of a previous process\n")
     words = ("run", tiny_run / "tiny.toml", "--out", out, "--set", "rounds=1000")
     with started(log, *words) as process:
         wait_for_line(out / "metrics.jsonl", process)
@@ -252,12 +267,12 @@ def test_a_killed_server_is_named_with_its_signal(tiny_run: Path, tmp_path: Path
 
 
 def test_what_failed_before_is_not_said_again(tmp_path: Path) -> None:
-    (tmp_path / "log").write_text("of an earlier life\n")
+    (tmp_path / "log").write_text("of a previous process\n")
     member = Member("it", ["site_that_is_not"], tmp_path / "log")
     member.process.wait(TIMEOUT)
     with pytest.raises(PrismError, match=r"it stopped: .*No module named"):
         member.raise_if_failed()
-    (tmp_path / "log").write_text("of an earlier life\n")
+    (tmp_path / "log").write_text("of a previous process\n")
     with pytest.raises(PrismError, match="it stopped: exit code 1"):
         member.raise_if_failed()
 

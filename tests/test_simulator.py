@@ -1,0 +1,180 @@
+"""The simulator is the system: the same config ends in the same state, model and bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import jsonl, running
+
+from benchmarks.simulate import client_moments, simulate
+from client.local_data import PartitionChoice, PrivateData
+from client.loop import Client
+from client.loss import Moments
+from client.messages import Security
+from client.privacy_guard import Guard
+from client.store import ClientStore
+from client.transport import Transport
+from common.config import RunConfig, parse_config
+from common.data import open_source
+from common.encoders import load_encoder
+from common.errors import ConfigError
+from common.model.export import build_model, load_model
+from server.journal import Journal
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+TINY = """
+rounds = 4
+[data]
+clients = 2
+partition = "shards"
+[model]
+width = 2
+latent = 8
+image_size = 16
+[encoder]
+layers = [2, 3]
+pool = 1
+[train]
+local_steps = 2
+batch_size = 4
+class_batch = 2
+[output]
+sample_every = 0
+"""
+RUNS: dict[str, list[str]] = {
+    "raw masks and keyframes": ["codec.up=raw", "codec.down=keyframe", "mada.enabled=true"],
+    "flips and error feedback, by class": [],
+    "labels ignored": ["data.labels=ignore"],
+    "flips of half the coordinates, replayed": [
+        "codec.coordinates_per_round=0.5",
+        "codec.down=exact",
+    ],
+    "scores of the last layers": ["alpha=0.3"],
+    "private moments": ["privacy.mechanism=moments"],
+    "weights": ["method=fedavg"],
+    "FedPM": ["method=fedpm"],
+    # Names are sorted as text, so client-10 comes before client-2.
+    "eleven clients": ["data.clients=11", "rounds=2", "train.local_steps=1"],
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        digest: of the last state.
+        parameters: of the exported model, as bytes.
+        up_bytes: payload bytes of all updates.
+        down_bytes: payload bytes of all states that clients fetched.
+    """
+
+    digest: str
+    parameters: bytes
+    up_bytes: int
+    down_bytes: int
+
+
+def private_data(config: RunConfig, index: int) -> PrivateData:
+    """As `prism run` starts client number `index`."""
+    return PrivateData("digits", None, PartitionChoice(index, config.data.clients), CPU)
+
+
+def take_part(config: RunConfig, address: str, out: Path, index: int) -> None:
+    """What a client process does, from its start to its end."""
+    store = ClientStore(out / "clients" / str(index), f"client-{index}")
+    transport = Transport(address, Security())
+    guard = Guard(store.directory)
+    try:
+        Client(transport, private_data(config, index), store, guard, patience=60).run()
+    finally:
+        transport.close()
+        store.close()
+
+
+async def federated(config: RunConfig, out: Path) -> Ended:
+    """A real server and real clients over loopback gRPC, each client in a thread."""
+    count, loop = config.data.clients, asyncio.get_running_loop()
+    # Threads of their own: the default ones are the server's to decode in.
+    with ThreadPoolExecutor(count) as threads:
+        async with running(config, out, to_the_end=True) as address:
+            ends = [
+                loop.run_in_executor(threads, take_part, config, address, out, index)
+                for index in range(count)
+            ]
+            await asyncio.gather(*ends)
+    journal = Journal(out, config)
+    found = journal.recover().checkpoint
+    journal.close()
+    assert found is not None and found.state.round == config.rounds
+    calls = jsonl(out / "comm.jsonl")
+
+    def payload_bytes(rpc: str, direction: str) -> int:
+        wanted = (rpc, direction)
+        return sum(c["payload_bytes"] for c in calls if (c["rpc"], c["direction"]) == wanted)
+
+    return Ended(
+        found.state.digest().hex(),
+        load_model(out / "model.prism").parameters.tobytes(),
+        payload_bytes("SubmitUpdate", "up"),
+        payload_bytes("FetchState", "down"),
+    )
+
+
+def simulated(config: RunConfig, moments: Sequence[Moments]) -> Ended:
+    """The same in one process, without a network."""
+    encoder = load_encoder(config.encoder.name, config.encoder.layers, config.encoder.pool)
+    rounds = list(simulate(config, encoder, moments, CPU))
+    return Ended(
+        rounds[-1].state.digest().hex(),
+        build_model(config, rounds[-1].source.state).parameters.tobytes(),
+        sum(done.up_bytes for done in rounds),
+        # Nobody fetches the last state.
+        sum(done.down_bytes for done in rounds[:-1]) * len(moments),
+    )
+
+
+def moments_of(config: RunConfig, out: Path) -> list[Moments]:
+    """What the clients train on; under a mechanism, what those of a run in `out` released."""
+    encoder = load_encoder(config.encoder.name, config.encoder.layers, config.encoder.pool)
+    if config.privacy.mechanism == "none":
+        return client_moments(config, open_source("digits"), encoder, CPU)
+    kept = []
+    for index in range(config.data.clients):
+        guard = Guard(out / "clients" / str(index))
+        kept.append(private_data(config, index).measure(config, (0, 0), guard)[1])
+    return kept
+
+
+@pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS)
+def test_a_simulated_run_ends_as_the_real_one(tmp_path: Path, changes: list[str]) -> None:
+    config = parse_config(TINY, changes)
+    real = asyncio.run(federated(config, tmp_path))
+    assert simulated(config, moments_of(config, tmp_path)) == real
+
+
+def test_private_moments_are_released_as_clients_release_them() -> None:
+    """But for the noise, which comes from the operating system and is never the same."""
+    config = parse_config(TINY, ["privacy.mechanism=moments", "privacy.epsilon=10000"])
+    encoder = load_encoder(config.encoder.name, config.encoder.layers, config.encoder.pool)
+    source = open_source("digits")
+    once, again = (client_moments(config, source, encoder, CPU) for _ in range(2))
+    for one, other in zip(once, again, strict=True):
+        assert one.normalised and other.normalised
+        assert not torch.equal(one.mean, other.mean)
+        np.testing.assert_allclose(one.mean, other.mean, atol=1e-3)
+
+
+def test_a_share_of_the_clients_is_not_simulated() -> None:
+    config = parse_config(TINY, ["round.participation=0.5"])
+    with pytest.raises(ConfigError, match=r"every client takes part .* round.participation=1"):
+        simulated(config, moments_of(config, Path()))

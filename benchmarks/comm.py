@@ -38,14 +38,15 @@ from common.codecs import (
     KEYFRAME_ENTROPY,
     CodecContext,
     mask_codec,
-    selection_threshold,
     step_units,
 )
-from common.config import CodecConfig
+from common.config import CodecConfig, RunConfig
 from common.errors import DataError, PrismError
 from common.masks import unpack
-from common.state import PROB_ONE, THETA_MAX, THETA_MIN, Scores, logit, sigma
+from common.server_update import RoundCounts, estimate, mean_theta
+from common.state import PROB_ONE, GlobalState, Scores, logit, sigma
 from common.theory import MaskBits
+from server.counters import MaskCounter
 
 DIVERGENCES = (0.014, 0.03, 0.1)
 SPREAD = 5.0
@@ -168,25 +169,37 @@ def _context(state: State, rank: int, share: float, limit: int | None = None) ->
     return CodecContext(1, 0, rank, state.count, 0, state.scores[:limit], share)
 
 
-def variance(state: State, name: str, share: float) -> float:
-    """Squared error of the estimate of the mean probability over that of the plain mean."""
-    codec, n = mask_codec(name), min(state.scores.size, VARIANCE_COORDINATES)
-    truth, plain, estimate = np.zeros(n), np.zeros(n), np.zeros(n)
-    scale = PROB_ONE / selection_threshold(share) / state.count
+def _round(state: State, name: str, share: float, n: int) -> tuple[RunConfig, RoundCounts]:
+    """What the first n parameters of all clients' masks add up to, as a server counts them."""
+    codec = {"up": name, "coordinates_per_round": share}
+    config = RunConfig.model_validate({"codec": codec})
+    ones, references = MaskCounter(n), MaskCounter(n)
     for rank in range(state.count):
         context = _context(state, rank, share, n)
-        probs = sigma(state.clients(rank)[:n])
-        q = probs / PROB_ONE
-        truth += q / state.count
-        plain += q * (1 - q) / state.count**2
-        mask = unpack(codec.sample(probs, context, np.random.default_rng([3, rank])))
-        reference = codec.reference(context)
-        if reference is None:
-            estimate += mask / state.count
-        else:
-            estimate += (mask.astype(np.float64) - unpack(reference)) * scale
-            estimate += sigma(context.scores) / PROB_ONE / state.count
-    return float(((estimate - truth) ** 2).mean() / plain.mean())
+        private = np.random.default_rng([3, rank])
+        ones.add(mask_codec(name).sample(sigma(state.clients(rank)[:n]), context, private))
+        reference = mask_codec(name).reference(context)
+        if reference is not None:
+            references.add(reference)
+    referenced = references.masks > 0
+    counts = ones.counts() - references.counts() if referenced else ones.counts()
+    return config, RoundCounts(state.count, referenced, counts, np.empty(0, dtype=np.int16))
+
+
+def variance(state: State, name: str, share: float) -> float:
+    """Squared error of the server's mean of the clients' theta over that of the plain mean.
+
+    Without the clamp that the server puts on it, which is not about codecs.
+    """
+    n = min(state.scores.size, VARIANCE_COORDINATES)
+    config, counts = _round(state, name, share, n)
+    told = mean_theta(config, GlobalState(0, state.scores[:n]), counts) / PROB_ONE
+    truth, plain = np.zeros(n), np.zeros(n)
+    for client in range(state.count):
+        theta = sigma(state.clients(client)[:n]) / PROB_ONE
+        truth += theta / state.count
+        plain += theta * (1 - theta) / state.count**2
+    return float(((told - truth) ** 2).mean() / plain.mean())
 
 
 def up(state: State, name: str, share: float, repeat: int) -> Row:
@@ -203,18 +216,10 @@ def up(state: State, name: str, share: float, repeat: int) -> Row:
 
 def down(state: State, repeat: int) -> Iterator[Row]:
     """The downlink codecs: both keyframes, the counts, and one whole move to the estimate."""
-    scores, flips = state.scores, mask_codec("flips")
-    counts = np.zeros(scores.size, dtype=np.int32)
-    for rank in range(state.count):
-        context = _context(state, rank, 1.0)
-        mask = flips.sample(sigma(state.clients(rank)), context, np.random.default_rng(4))
-        reference = flips.reference(context)
-        if reference is None:
-            raise DataError("flips has no reference")
-        counts += unpack(mask).astype(np.int32) - unpack(reference)
-    n, clients = scores.size, state.count
-    estimate = sigma(scores) + counts * PROB_ONE // clients
-    target = logit(np.clip(estimate, THETA_MIN, THETA_MAX).astype(np.uint16))
+    scores, n, clients = state.scores, state.scores.size, state.count
+    config, round_counts = _round(state, "flips", 1.0, n)
+    counts = round_counts.ones
+    target = logit(estimate(config, GlobalState(0, scores), round_counts))
     pending, step = target.astype(np.int32) - scores, step_units(FEEDBACK_STEP)
     levels = ERROR_FEEDBACK.quantise(pending, scores, step)
 

@@ -61,21 +61,25 @@ class RoundCounts:
 
 
 def estimate(config: RunConfig, state: GlobalState, counts: RoundCounts) -> Probs:
-    """(d,) uint16: the new estimate of theta, clamped to [0.01, 0.99] where masks travelled.
-
-    With a reference whose expectation is theta exactly, theta + mean(M - R) / share is
-    unbiased like mean(M), at a fraction of its variance; without, it is mean(M).
-    """
-    masked = slice(0, counts.ones.size)
-    ones = counts.ones.astype(np.int64)
-    if counts.referenced:
-        sent = selection_threshold(config.codec.coordinates_per_round)
-        moved = rounded_ratio(ones * PROB_ONE * PROB_ONE, counts.clients * sent)
-        theta = sigma(state.scores[masked]).astype(np.int64) + moved
-    else:
-        theta = rounded_ratio(ones * PROB_ONE, counts.clients)
+    """(d,) uint16: the new estimate of theta, clamped to [0.01, 0.99] where masks travelled."""
+    theta = mean_theta(config, state, counts)
     clamped = np.clip(theta, THETA_MIN, THETA_MAX).astype(np.uint16)
     return np.concatenate([clamped, sigma(counts.mean_scores)])
+
+
+def mean_theta(config: RunConfig, state: GlobalState, counts: RoundCounts) -> NDArray[np.int64]:
+    """(masked,): the clients' mean theta as their masks tell it, in units of 1/65536.
+
+    With a reference whose expectation is theta exactly, theta + mean(M - R) / share is
+    unbiased like mean(M), at a fraction of its variance; without, it is mean(M). Being
+    unbiased, it may lie outside [0, 1].
+    """
+    ones = counts.ones.astype(np.int64)
+    if not counts.referenced:
+        return rounded_ratio(ones * PROB_ONE, counts.clients)
+    sent = selection_threshold(config.codec.coordinates_per_round)
+    moved = rounded_ratio(ones * PROB_ONE * PROB_ONE, counts.clients * sent)
+    return sigma(state.scores[: ones.size]).astype(np.int64) + moved
 
 
 def dynamic_lambda(config: RunConfig, state: GlobalState, target: Probs) -> int:

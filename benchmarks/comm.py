@@ -36,6 +36,7 @@ from common.codecs import (
     EXACT,
     KEYFRAME,
     KEYFRAME_ENTROPY,
+    MASK_CODECS,
     CodecContext,
     mask_codec,
     step_units,
@@ -268,7 +269,7 @@ def _same(decoded: NDArray[np.integer[Any]], expected: NDArray[np.integer[Any]],
 def measure(state: State, shares: list[float], repeat: int) -> Report:
     """Every codec on one state."""
     bits = MaskBits.of(sigma(state.scores), sigma(state.clients(0)))
-    rows = [up(state, name, 1.0, repeat) for name in ("raw", "entropy", "flips")]
+    rows = [up(state, codec.name, 1.0, repeat) for codec in MASK_CODECS]
     rows += [up(state, "flips", share, repeat) for share in shares]
     rows += down(state, repeat)
     entropy = bits.cross_entropy - bits.kl

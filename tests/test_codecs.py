@@ -119,7 +119,7 @@ def test_mask_streams_are_known(codec: MaskCodec, share: float) -> None:
     if codec.name != "flips":
         mask = pack(u < probs)
     stream = hashlib.sha256(codec.encode(mask, context)).hexdigest()
-    assert stream == KNOWN[f"{codec.name} {share}"]
+    assert stream == KNOWN.get(f"{codec.name} {share}")
 
 
 @pytest.mark.parametrize("codec", MASK_CODECS, ids=lambda c: c.name)

@@ -1,13 +1,19 @@
 """Run configs: what is read is what is written, and mistakes are named."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from common.config import RunConfig, load_config, parse_config
+from client.methods import TRAINERS
+from common.codecs import MASK_CODECS, SCORE_CODECS, WEIGHT_CODECS
+from common.config import CodecConfig, EncoderConfig, RunConfig, load_config, parse_config
+from common.encoders import ENCODERS
 from common.errors import ConfigError
+from server.methods import AGGREGATORS
 
 CONFIGS = sorted(Path("configs").glob("*.toml"))
 
@@ -15,6 +21,19 @@ CONFIGS = sorted(Path("configs").glob("*.toml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_are_valid(path: Path) -> None:
     assert load_config(path).name
+
+
+def choices(section: type[BaseModel], key: str) -> set[str]:
+    """The names that a key takes."""
+    return set(get_args(section.model_fields[key].annotation))
+
+
+def test_every_name_that_a_config_takes_is_in_its_registry() -> None:
+    uplink = {codec.name for codec in (*MASK_CODECS, *WEIGHT_CODECS)}
+    assert choices(CodecConfig, "up") == uplink
+    assert choices(CodecConfig, "scores") == {codec.name for codec in SCORE_CODECS}
+    assert choices(EncoderConfig, "name") == set(ENCODERS)
+    assert choices(RunConfig, "method") == set(TRAINERS) == set(AGGREGATORS)
 
 
 @given(

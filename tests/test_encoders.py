@@ -175,7 +175,7 @@ def test_layers_that_do_not_exist(layers: tuple[int, ...]) -> None:
 
 
 def test_unknown_encoder() -> None:
-    with pytest.raises(ConfigError, match="known are small, vgg19_bn"):
+    with pytest.raises(ConfigError, match="unknown encoder 'resnet'; known are small, "):
         load_encoder("resnet")
 
 

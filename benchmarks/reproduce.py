@@ -28,6 +28,7 @@ import benchmarks.peers.md_gan
 import benchmarks.simulate
 from benchmarks.measure import Measured, Setting
 from benchmarks.report import write_report
+from common.catalogue import DATA_SETS
 from common.config import RunConfig, parse_config
 from common.errors import ConfigError, PrismError
 from common.model.grid import save_grid
@@ -75,7 +76,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "fedavg-gan": Method((), benchmarks.peers.fedavg_gan.measure),
     "md-gan": Method((), benchmarks.peers.md_gan.measure),
 }
-DATA: Final = ("digits", "mnist", "fmnist", "cifar10", "celeba")
+DATA: Final = tuple(name for name in DATA_SETS if name != "folder")
 PARTITIONS: Final = ("iid", "shards", "dirichlet", "attribute")
 SIZES: Final[Mapping[str, tuple[str, ...]]] = {
     "cpu": (

@@ -8,16 +8,14 @@ from typing import Annotated
 
 import typer
 
+from common.catalogue import SPECS
 from common.command_line import DataDir, log_to_stderr
 from common.errors import PrismError
 
 
 def client(
     server: Annotated[str, typer.Option(help="HOST:PORT of the server.")],
-    data: Annotated[
-        str,
-        typer.Option(help="Your images: digits, mnist, fmnist, cifar10, celeba, or folder:PATH."),
-    ],
+    data: Annotated[str, typer.Option(help=f"Your images: {SPECS}.")],
     data_dir: DataDir = None,
     partition: Annotated[
         str | None,

@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 
+from common.catalogue import IN_DATA_DIR
+
 Override = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a config key; repeatable."),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Where mnist, fmnist, cifar10 or celeba lie.")]
+DataDir = Annotated[Path | None, typer.Option(help=f"Where the files of {IN_DATA_DIR} are.")]
 RunData = Annotated[
     str | None, typer.Option(help="Images, as in `prism client`; by default data.name.")
 ]

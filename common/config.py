@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from common.catalogue import DATA_SETS
 from common.defaults import brought_classes, with_defaults
 from common.errors import ConfigError
 
@@ -25,6 +26,12 @@ Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\
 Names = tuple[Name, ...]
 
 
+def _known_data(name: str) -> str:
+    if name not in DATA_SETS:
+        raise ValueError(f"choose {', '.join(DATA_SETS)}")
+    return name
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -32,7 +39,7 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """What the clients hold, and how one data set is split among them."""
 
-    name: Literal["digits", "mnist", "fmnist", "cifar10", "celeba", "folder"] = "digits"
+    name: Annotated[str, AfterValidator(_known_data)] = "digits"
     partition: Literal["iid", "shards", "dirichlet", "attribute"] = "iid"
     clients: Positive = 3
     """Partitions that the data set is cut into; the usual number of clients."""

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from common.catalogue import SPECS
 from common.command_line import DataDir, Override, log_to_stderr
 from common.errors import PrismError
 
@@ -33,7 +34,7 @@ def server(
         str | None,
         typer.Option(
             help="Images that the server may compare the model with, each output.evaluate_every "
-            "rounds: digits, mnist, fmnist, cifar10, celeba (their test part), or folder:PATH."
+            f"rounds: {SPECS}; of a named data set its test part."
         ),
     ] = None,
     eval_data_dir: DataDir = None,

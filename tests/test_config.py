@@ -23,6 +23,11 @@ def test_shipped_configs_are_valid(path: Path) -> None:
     assert load_config(path).name
 
 
+def test_a_data_set_that_is_not_known_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"data\.name: choose digits, .*folder, not 'cats'"):
+        parse_config('[data]\nname = "cats"')
+
+
 def choices(section: type[BaseModel], key: str) -> set[str]:
     """The names that a key takes."""
     return set(get_args(section.model_fields[key].annotation))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common.catalogue import DATA_SETS
 from common.compat import torchvision
 from common.config import parse_config
 from common.data import (
@@ -21,6 +22,7 @@ from common.data import (
     to_pixels,
     to_unit,
 )
+from common.data.datasets import OPENERS
 from common.errors import DataError
 
 CELEBA_ATTRIBUTES = ["Bald", "Male", "Young"]
@@ -247,6 +249,11 @@ def test_sixty_thousand_small_images_take_seconds() -> None:
     started = time.perf_counter()
     assert load_images(source, everything(source), 32, 1).shape == (60_000, 1, 32, 32)
     assert time.perf_counter() - started < 10
+
+
+def test_every_known_data_set_can_be_opened() -> None:
+    assert set(OPENERS) == {name for name, known in DATA_SETS.items() if known.files}
+    assert set(DATA_SETS) - set(OPENERS) == {"digits", "folder"}
 
 
 @pytest.mark.parametrize(

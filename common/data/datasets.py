@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.catalogue import DATA_SETS, attribute_classes
+from common.catalogue import DATA_SETS, SPECS, attribute_classes
 from common.data.folder import FolderSource
 from common.data.source import ArraySource, ImageSource
 from common.errors import DataError
@@ -19,21 +19,14 @@ CELEBA_CROP: Final = 160
 TEST_EVERY: Final = 6
 """Every sixth of the bundled digits is held out."""
 
-_LAYOUTS: Final = {
-    "mnist": "MNIST/raw/*-ubyte",
-    "fmnist": "FashionMNIST/raw/*-ubyte",
-    "cifar10": "cifar-10-batches-py/ or cifar10-{train,test}.zip of JPEGs",
-    "celeba": "celeba/img_align_celeba/ and celeba's five .txt files",
-}
-
 
 def open_source(spec: str, data_dir: Path | None = None, train: bool = True) -> ImageSource:
     """Open a data set; nothing is downloaded.
 
     Args:
-        spec: `digits`, `mnist`, `fmnist`, `cifar10`, `celeba` or `folder:PATH`, where PATH is
-            a folder or a .zip archive of images.
-        data_dir: where mnist, fmnist, cifar10 and celeba lie, as torchvision's `root`.
+        spec: a name of `common.catalogue.DATA_SETS`, or `folder:PATH`, where PATH is a folder
+            or a .zip archive of images.
+        data_dir: where data sets with files of their own lie, as torchvision's `root`.
         train: the training part, else the test part; a folder has one part, which is both.
 
     Raises:
@@ -46,12 +39,11 @@ def open_source(spec: str, data_dir: Path | None = None, train: bool = True) -> 
         return FolderSource(Path(path).expanduser())
     if name == "digits" and not separator:
         return _digits(train)
-    if name not in _LAYOUTS or separator:
-        known = ", ".join(["digits", *_LAYOUTS, "folder:PATH"])
-        raise DataError(f"unknown data {spec!r}; known are {known}")
+    if name not in OPENERS or separator:
+        raise DataError(f"unknown data {spec!r}; known are {SPECS}")
     if data_dir is None:
-        raise DataError(f"{name} needs --data-dir DIR with {_LAYOUTS[name]} in it")
-    return _OPENERS[name](data_dir.expanduser(), train)
+        raise DataError(f"{name} needs --data-dir DIR with {DATA_SETS[name].files} in it")
+    return OPENERS[name](data_dir.expanduser(), train)
 
 
 def _digits(train: bool) -> ImageSource:
@@ -72,7 +64,7 @@ def _torchvision(name: str, cls: str, data_dir: Path, **options: Any) -> Any:
     # torchvision is slow to import, and neither digits nor folders need it.
     from common.compat import torchvision
 
-    layout = f"{name} needs {_LAYOUTS[name]} in {data_dir} (--data-dir)"
+    layout = f"{name} needs {DATA_SETS[name].files} in {data_dir} (--data-dir)"
     try:
         return getattr(torchvision.datasets, cls)(root=str(data_dir), download=False, **options)
     except RuntimeError as error:
@@ -141,9 +133,10 @@ class CelebASource(FolderSource):
         return labels
 
 
-_OPENERS: Final[dict[str, Callable[[Path, bool], ImageSource]]] = {
+OPENERS: Final[Mapping[str, Callable[[Path, bool], ImageSource]]] = {
     "mnist": _idx("mnist", "MNIST"),
     "fmnist": _idx("fmnist", "FashionMNIST"),
     "cifar10": _cifar10,
     "celeba": CelebASource,
 }
+"""How data sets with files of their own are opened, from (data_dir, train)."""

@@ -8,16 +8,14 @@ from typing import Annotated
 
 import typer
 
+from common.catalogue import SPECS
 from common.command_line import DataDir
 from common.errors import PrismError
 
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model.prism.")],
-    data: Annotated[
-        str,
-        typer.Option(help="Real images: digits, mnist, fmnist, cifar10, celeba, or folder:PATH."),
-    ],
+    data: Annotated[str, typer.Option(help=f"Real images: {SPECS}.")],
     data_dir: DataDir = None,
     test: Annotated[
         bool, typer.Option("--test", help="Compare with the test part, not the training part.")

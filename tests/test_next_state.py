@@ -31,6 +31,9 @@ image_size = 16
 latent = 8
 [data]
 clients = 5
+labels = "ignore"
+[codec]
+error_feedback_step = 0.3
 """
 CASES = {
     "flips": ("codec.up=flips",),

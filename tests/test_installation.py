@@ -28,6 +28,7 @@ pool = 1
 [train]
 local_steps = 1
 batch_size = 2
+class_batch = 2
 [output]
 sample_every = 0
 """

@@ -19,7 +19,7 @@ from common.config import RunConfig, load_config
 from common.data import ImageSource, open_source, partition, split_by
 from common.errors import PrismError
 from common.model.export import ExportedModel
-from common.model.grid import save_grid
+from common.model.grid import Grid
 from common.quality import Evaluator, evaluator_of, score_model
 
 REAL_IMAGES: Final = 5000
@@ -95,10 +95,12 @@ class Measured:
     Attributes:
         line: ready for JSON; byte counts are totals over all clients and rounds so far.
         images: (n, C, S, S) uint8, what was judged.
+        grid: what a person is shown of it.
     """
 
     line: dict[str, Any]
     images: Tensor
+    grid: Grid
 
 
 class Meter:
@@ -173,7 +175,7 @@ def command(measure: Callable[[Setting], Iterator[Measured]], summary: str) -> C
             for measured in measure(setting):
                 print(json.dumps(measured.line), flush=True)
                 if picture is not None:
-                    save_grid(measured.images[:100], picture)
+                    measured.grid.save(picture)
         except PrismError as error:
             raise SystemExit(f"{sys.argv[0]}: {error}") from error
 

@@ -31,7 +31,6 @@ from benchmarks.report import write_report
 from common.catalogue import DATA_SETS
 from common.config import RunConfig, parse_config
 from common.errors import ConfigError, PrismError
-from common.model.grid import save_grid
 
 Measure = Callable[[Setting], Iterator[Measured]]
 
@@ -188,7 +187,7 @@ def run_cell(cell: Cell, setting: Setting, out: Path) -> Path:
         for measured in METHODS[cell.method].measure(setting):
             lines.write(json.dumps(measured.line) + "\n")
             lines.flush()
-            save_grid(measured.images[:64], path.with_suffix(".png"))
+            measured.grid.save(path.with_suffix(".png"))
             print(f"{cell.name}: {_summary(measured.line)}", file=sys.stderr, flush=True)
     return path
 

@@ -32,6 +32,7 @@ from common.encoders import FeatureEncoder, load_encoder
 from common.errors import ConfigError
 from common.model.architecture import Architecture
 from common.model.export import build_model
+from common.model.grid import model_grid
 from common.server_update import hamming
 from common.state import GlobalState, Values, entropy_bits, sigma
 from common.theory import MaskBits, figures
@@ -158,9 +159,8 @@ def measure(setting: Setting) -> Iterator[Measured]:
         meter.add(done.up_bytes, done.down_bytes * len(moments), done.seconds)
         if not setting.due(done.state.round):
             continue
-        images, quality = setting.judged(
-            judge, build_model(run, done.source.state, done.source.unseen)
-        )
+        model = build_model(run, done.source.state, done.source.unseen)
+        images, quality = setting.judged(judge, model)
         masked = done.state.values.dtype == np.int16
         bits = MaskBits.mean(update_bits(run, done.start, values) for values in done.locals)
         of_mask = {
@@ -169,7 +169,8 @@ def measure(setting: Setting) -> Iterator[Measured]:
             "entropy_bits": entropy_bits(done.state.scores) if masked else None,
             **figures(bits),
         }
-        yield Measured(meter.line(done.state.round) | of_mask | quality, images)
+        line = meter.line(done.state.round) | of_mask | quality
+        yield Measured(line, images, model_grid(model))
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ class OutputConfig(_Section):
     """What the server writes while it runs."""
 
     sample_every: Annotated[int, Field(ge=0)] = 5
-    """Rounds between sample grids; 0 leaves only the last."""
+    """Rounds between pictures; 0 leaves only those of evaluated rounds and the last."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     """Rounds between evaluations, where the server has evaluation data."""
     mask: Literal["sample", "threshold"] = "threshold"

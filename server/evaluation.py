@@ -20,6 +20,7 @@ from common.model.export import build_model
 from common.quality import NAMES, Evaluator, evaluator_of, score_model
 from server.average import ModelSource
 from server.latest import LatestWorker
+from server.pictures import Pictures
 
 IMAGES: Final = 5000
 """Images of each side, at most."""
@@ -80,6 +81,7 @@ class Evaluation:
         source: images to compare the model with.
         features: that the distance is taken on.
         out: the run's directory; what was computed of the images is kept in its `cache`.
+        pictures: where the picture of each evaluated model is kept.
         report: told in the thread of each evaluation, with its line of evaluation.jsonl.
     """
 
@@ -89,12 +91,14 @@ class Evaluation:
         source: ImageSource,
         features: str,
         out: Path,
+        pictures: Pictures,
         report: Callable[[dict[str, Any]], None],
     ) -> None:
         self._config = config
         self._source = source
         self._features = features
         self._out = out
+        self._pictures = pictures
         self._report = report
         self._evaluator: Evaluator | None = None
         self._worker: LatestWorker[ModelSource] = LatestWorker("evaluation", self._run, _failed)
@@ -120,6 +124,7 @@ class Evaluation:
         started = time.monotonic()
         judge = self._judge()
         model = build_model(self._config, source.state, source.unseen)
+        self._pictures.save(model)
         images, intended = judge.draw(model, min(IMAGES, len(self._source)))
         self._worker.check()
         quality = judge.evaluate(images, intended).as_dict()

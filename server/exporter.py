@@ -1,29 +1,19 @@
-"""Pictures and the model file of a run, made while its rounds go on.
+"""The model file of a run, model.prism, and its picture, made while the rounds go on.
 
-    samples.png   the latest grid of samples
-    model.prism   the generator they were drawn from
-
-The model is written last: where there is one of a round, so are the round's samples.
+The model is written last: where there is one of a round, so is the round's picture.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Final
-
-from torch import Tensor
 
 from common.config import RunConfig
 from common.errors import ModelFileError
 from common.model.export import build_model, load_model
-from common.model.grid import save_grid
 from server.average import ModelSource
 from server.latest import LatestWorker
-
-SAMPLES: Final = 64
-"""Images of a grid."""
+from server.pictures import Pictures
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +24,13 @@ class Exporter:
     Args:
         config: the run.
         out: the run's directory.
-        drawn: told in the thread of each drawing: the round, and its samples as
-            (SAMPLES, channels, size, size) uint8.
+        pictures: where the picture of each exported model is kept.
     """
 
-    def __init__(self, config: RunConfig, out: Path, drawn: Callable[[int, Tensor], None]) -> None:
+    def __init__(self, config: RunConfig, out: Path, pictures: Pictures) -> None:
         self._config = config
-        self._samples = out / "samples.png"
         self._model = out / "model.prism"
-        self._drawn = drawn
+        self._pictures = pictures
         self._worker: LatestWorker[ModelSource] = LatestWorker("exporter", self._export, _failed)
 
     def due(self, source: ModelSource) -> bool:
@@ -67,11 +55,9 @@ class Exporter:
 
     def _export(self, source: ModelSource) -> None:
         model = build_model(self._config, source.state, source.unseen)
-        images = model.sample(SAMPLES, seed=0)
-        save_grid(images, self._samples)
-        self._drawn(source.round, images)
+        self._pictures.save(model)
         model.save(self._model)
-        log.info("samples of round %d: %s", source.round, self._samples)
+        log.info("model of round %d: %s", source.round, self._model)
 
 
 def _failed(error: Exception) -> None:

@@ -3,8 +3,9 @@
     metrics.jsonl     one line a closed round
     comm.jsonl        one line a call and direction; polls and heartbeats one a round
     evaluation.jsonl  one line an evaluation, where the server has images of its own
-    tensorboard/      the metrics and evaluations as scalars, and sample grids
-    samples.png, model.prism: see `server.exporter`
+    tensorboard/      the metrics and evaluations as scalars, and the pictures
+    samples/, samples.png: see `server.pictures`
+    model.prism       the latest model
 
 Lines are written in one thread, in order. Drawing, exporting and evaluating take longer and
 have threads of their own. No round waits for any of them.
@@ -20,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from common.config import RunConfig
-from common.model.grid import image_grid
 from common.theory import MaskBits, figures
 from server.average import ModelSource
 from server.evaluation import NO_EVALUATION, Evaluation, EvaluationOptions
@@ -32,6 +33,7 @@ from server.exporter import Exporter
 from server.jsonl import cut_lines, last_round
 from server.latest import lower_priority
 from server.metrics import Metrics
+from server.pictures import Pictures
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +100,10 @@ class Recorder:
         self._thread = ThreadPoolExecutor(1, "recorder", initializer=lower_priority)
         self._do(self._open_events, out / "tensorboard", round_)
         self._ended = False
-        self._exporter = Exporter(
-            config, out, lambda drawn, images: self._do(self._write_samples, drawn, images)
+        pictures = Pictures(
+            out, lambda drawn, picture: self._do(self._write_picture, drawn, picture)
         )
+        self._exporter = Exporter(config, out, pictures)
         self._evaluation: Evaluation | None = None
         if source is not None:
             cut_lines(self._evaluations, round_ + 1)
@@ -109,6 +112,7 @@ class Recorder:
                 source,
                 evaluated.features,
                 out,
+                pictures,
                 lambda line: self._do(self._write_evaluation, line),
             )
 
@@ -158,7 +162,8 @@ class Recorder:
         self._thread.submit(job, *args).add_done_callback(_report)
 
     def _open_events(self, directory: Path, round_: int) -> None:
-        self._events = SummaryWriter(str(directory), purge_step=round_)
+        # Pictures and evaluations of the state that the rounds go on from bear its number.
+        self._events = SummaryWriter(str(directory), purge_step=round_ + 1)
 
     def _write_traffic(self, traffic: Traffic) -> None:
         if traffic.summed:
@@ -226,9 +231,10 @@ class Recorder:
                     self._events.add_scalar(f"evaluation/{name}", value, line["round"])
             self._events.flush()
 
-    def _write_samples(self, round_: int, images: Tensor) -> None:
+    def _write_picture(self, round_: int, picture: Image.Image) -> None:
         if self._events is not None:
-            self._events.add_image("samples", image_grid(images), round_)
+            pixels = np.asarray(picture.convert("RGB"))
+            self._events.add_image("samples", pixels, round_, dataformats="HWC")
             self._events.flush()
 
 

@@ -45,7 +45,10 @@ def test_a_run_is_evaluated_at_its_end_at_least(tmp_path: Path) -> None:
     assert last["round"] == 3
     assert last["FD (small)"] > 0
     assert last["generated"] == last["real"] == 299
-    assert {line["round"] for line in lines(tmp_path)} <= {2, 3}
+    evaluated = {line["round"] for line in lines(tmp_path)}
+    assert evaluated <= {2, 3}
+    pictures = {path.name for path in (tmp_path / "samples").iterdir()}
+    assert pictures == {f"round-{number:06d}.png" for number in evaluated}
     assert all(("accuracy_score" in line) == (line["round"] == 3) for line in lines(tmp_path))
     labels = open_source("digits", train=False).labels
     assert labels is not None

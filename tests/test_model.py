@@ -20,7 +20,6 @@ from common.model.architecture import Architecture, LayerSpec
 from common.model.export import build_model, load_model
 from common.model.frozen import frozen_weights, weights_digest
 from common.model.generator import batch_statistics, calibrate, generate, normalised_widths
-from common.model.grid import image_grid, save_grid
 from common.model.masked import apply_layer, sample_mask
 from common.state import GlobalState
 
@@ -193,13 +192,6 @@ def test_every_damaged_model_file_is_refused(tmp_path: Path) -> None:
         load_model(path)
     with pytest.raises(ModelFileError, match="no model at"):
         load_model(tmp_path / "none.prism")
-
-
-def test_grids(tmp_path: Path) -> None:
-    images = torch.full((5, 3, 4, 4), 9, dtype=torch.uint8)
-    assert image_grid(images, columns=2).shape == (3, 20, 14)
-    save_grid(images, tmp_path / "grid.png")
-    assert (tmp_path / "grid.png").stat().st_size > 0
 
 
 def test_half_precision_does_not_scale_a_layer() -> None:

@@ -31,6 +31,7 @@ from common.config import RunConfig, load_config, parse_config
 from common.downlink import initial_state
 from common.errors import ConfigError, PrismError
 from common.model.export import build_model
+from common.model.grid import Grid
 
 CPU = torch.device("cpu")
 TINY = (
@@ -100,6 +101,7 @@ def test_fedavg_gan_moves_both_networks_both_ways() -> None:
     assert second.line["down_bytes"] == 6 * size
     assert second.line["FD (small)"] > 0
     assert not torch.equal(first.images, second.images)
+    assert torch.equal(first.grid.images, first.images[:64])
     again = list(fedavg_gan.measure(SETTING))[-1]
     assert torch.equal(again.images, second.images)
 
@@ -179,7 +181,8 @@ def invoke(main: Any, *words: str) -> Any:
 
 def test_the_command_line_of_a_measurement(tmp_path: Path) -> None:
     def measure(setting: Setting) -> Iterator[Measured]:
-        yield Measured({"rounds": setting.config.rounds}, torch.zeros(4, 1, 8, 8).byte())
+        images = torch.zeros(4, 1, 8, 8).byte()
+        yield Measured({"rounds": setting.config.rounds}, images, Grid.square(images))
 
     def fail(setting: Setting) -> Iterator[Measured]:
         raise PrismError("no")

@@ -34,6 +34,7 @@ from benchmarks.peers.networks import (
     parameter_bytes,
 )
 from common.config import RunConfig
+from common.model.grid import UNLABELLED, Grid
 from common.seeding import derive_seed
 
 
@@ -125,7 +126,8 @@ def measure(setting: Setting, rate: float = RATE) -> Iterator[Measured]:
         averaged.add(done, federation.generator)
         if setting.due(done):
             images = averaged.sample(setting.samples, device)
-            yield Measured(meter.line(done) | quality_of(judge, images), images)
+            line = meter.line(done) | quality_of(judge, images)
+            yield Measured(line, images, Grid.square(images[:UNLABELLED]))
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ def sample(
     import numpy as np
 
     from common.model.export import load_model
-    from common.model.grid import save_grid
+    from common.model.grid import Grid
 
     try:
         if out.suffix not in (".png", ".npz"):
@@ -39,7 +39,7 @@ def sample(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".png":
-            save_grid(images, out)
+            Grid.square(images).save(out)
         else:
             np.savez_compressed(out, images=images.numpy())
     except OSError as error:

@@ -273,23 +273,40 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: with one line per mistake, each naming its key.
     """
+    return _validated(read_config(path, overrides), str(path))
+
+
+def parse_config(text: str, overrides: Iterable[str] = (), source: str = "config") -> RunConfig:
+    """Parse TOML text into a config; errors as in `load_config`."""
+    return _validated(_raw(text, overrides, source), source)
+
+
+def read_config(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a config file and overrides say, without defaults and not validated.
+
+    Raises:
+        ConfigError: the file cannot be read or is no TOML, or an override is not `key=value`.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file") from error
-    return parse_config(text, overrides, source=str(path))
+    return _raw(text, overrides, str(path))
 
 
-def parse_config(text: str, overrides: Iterable[str] = (), source: str = "config") -> RunConfig:
-    """Parse TOML text into a config; errors as in `load_config`."""
+def _raw(text: str, overrides: Iterable[str], source: str) -> dict[str, Any]:
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is not valid TOML: {error}") from error
     for override in overrides:
         _apply(raw, override)
+    return raw
+
+
+def _validated(raw: dict[str, Any], source: str) -> RunConfig:
     try:
         # TOML has no tuples, and JSON's strict mode reads its lists as such.
         return RunConfig.model_validate_json(json.dumps(raw, default=str))

@@ -152,10 +152,12 @@ def test_what_cannot_be_cut_is_refused(
 
 
 def test_plot_is_written(tmp_path: Path) -> None:
-    histogram = label_histogram(partition(LABELS, config("dirichlet"), 1), LABELS)
-    plot_partition(histogram, tmp_path / "out.png")
+    histogram = label_histogram(partition(LABELS, config("dirichlet"), 1), LABELS, classes=11)
+    assert histogram.shape == (10, 11) and not histogram[:, 10].any()
+    names = [f"${label} \\%" for label in range(11)]
+    plot_partition(histogram, names, tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(DataError, match="cannot write"):
-        plot_partition(histogram, tmp_path / "missing" / "out.png")
+        plot_partition(histogram, names, tmp_path / "missing" / "out.png")
     with pytest.raises(DataError, match="cannot write"):
-        plot_partition(histogram, tmp_path / "out.nonsense")
+        plot_partition(histogram, names, tmp_path / "out.nonsense")

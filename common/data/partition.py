@@ -129,9 +129,20 @@ def by_attribute(labels: NDArray[np.int64], clients: int, seed: int) -> list[Ind
     return parts
 
 
-def label_histogram(parts: Sequence[Indices], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(clients, classes) int64: how many images of each class each client holds."""
-    classes = int(labels.max()) + 1
+def label_histogram(
+    parts: Sequence[Indices], labels: NDArray[np.int64], classes: int = 0
+) -> NDArray[np.int64]:
+    """How many images of each class each client holds.
+
+    Args:
+        parts: per client positions in the labels.
+        labels: (n,) classes from 0.
+        classes: at least so many, though images may have none of the last.
+
+    Returns:
+        (clients, classes) int64.
+    """
+    classes = max(classes, int(labels.max()) + 1)
     return np.stack([np.bincount(labels[part], minlength=classes) for part in parts])
 
 

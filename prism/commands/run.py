@@ -52,16 +52,21 @@ def run(
     """Run a whole federation on this machine, in real processes.
 
     One server and N clients talk gRPC over loopback. Everything ends up in the run's directory:
-    the resolved config, metrics.jsonl, comm.jsonl, TensorBoard events, samples.png and
+    the resolved config, metrics.jsonl, comm.jsonl, TensorBoard events, pictures and
     model.prism. Stopped with Ctrl-C, the same command takes it up again.
+
+    With --data folder:PATH the sub-folders are the classes, unless the config lists others in
+    data.classes, or data.labels is "ignore".
 
     \b
     prism run configs/quickstart.toml
+    prism run configs/quickstart.toml --data folder:PATH --set name=mine
     prism run configs/mnist.toml --data-dir data --set rounds=20 --set train.local_steps=40
     prism run configs/quickstart.toml --set output.evaluate_every=10
     prism run configs/quickstart.toml --relay --tls --rate 1mbit --delay 50ms
     """
     from common.config import load_config
+    from prism.own_images import fitted
     from prism.run.certificate import make_certificate
     from prism.run.federation import check_free, federate, relay_options
 
@@ -69,6 +74,7 @@ def run(
         changes = list(override or [])
         if clients is not None:
             changes += [f"data.clients={clients}", f"round.min_clients={clients}"]
+        changes = fitted(config, changes, data, typer.echo)
         resolved = load_config(config, changes)
         directory = out or Path("runs") / resolved.name
         spec = data or resolved.data.name

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -24,7 +25,9 @@ from scipy.stats import norm
 from torch import Tensor
 
 from benchmarks.attack import CONFIDENCE, Finding, distinguish, one_run
+from benchmarks.class_attack import distinguish_classes
 from benchmarks.simulate import simulate
+from client.class_release import release_classes
 from client.ledger import Entry, Ledger
 from client.local_data import PartitionChoice, PrivateData
 from client.loss import Moments, real_moments
@@ -36,7 +39,7 @@ from common.config import PrivacyConfig, RunConfig, parse_config
 from common.data import load_images, open_source
 from common.downlink import initial_state
 from common.encoders import load_encoder
-from common.errors import PrivacyError
+from common.errors import PrismError, PrivacyError
 from common.model.export import build_model
 from common.theory import figures
 
@@ -57,6 +60,9 @@ pool = 4
 local_steps = 2
 batch_size = 8
 """
+UNLABELLED = ('data.labels="ignore"',)
+LABELLED = ('data.partition="shards"', "data.shards_per_client=1", "encoder.pool=1")
+"""Parts of one or two classes, so that some rise above the noise of 300 images at epsilon 1."""
 
 
 def upload(config: RunConfig, part: int, state: Path, guard_type: type[Guard] = Guard) -> bytes:
@@ -64,7 +70,7 @@ def upload(config: RunConfig, part: int, state: Path, guard_type: type[Guard] = 
 
     Args:
         config: the run.
-        part: which part of the digits the client holds; 0 to 3 are equally many.
+        part: which part of the digits the client holds; 0 and 2 are equally many.
         state: its --state directory.
         guard_type: the guard; a broken one can be given.
     """
@@ -73,11 +79,12 @@ def upload(config: RunConfig, part: int, state: Path, guard_type: type[Guard] = 
     guard.agree(config)
     encoder, moments = private.measure(config, (0, 0), guard)
     start = initial_state(config)
-    result = make_trainer(config, encoder, moments, CPU).train(start, "audit")
+    trainer = make_trainer(config, encoder, moments, CPU)
+    result = trainer.train(start, "audit")
     values = guard.values(config, start, result.values)
     payloads = encode_update(config, start, values, rank=0, cohort_size=1, client="audit")
     bits = figures(update_bits(config, start, values)).values()
-    said = [guard.reportable(config, result.loss), *bits]
+    said = [guard.reportable(config, result.loss), trainer.classes, *bits]
     return b"".join(payloads) + repr(said).encode()
 
 
@@ -89,16 +96,16 @@ def non_interference(config: RunConfig, guard_type: type[Guard] = Guard) -> Find
             path.mkdir()
         first = upload(config, 0, ours, guard_type)
         # Only the fingerprint of its own images makes a client take a release as its own.
-        upload(config, 1, alone, guard_type)
+        upload(config, 2, alone, guard_type)
         (mine,), (other,) = Ledger(ours).entries(), Ledger(alone).entries()
         release = mine.release
         if release is None:
             raise PrivacyError("this audit is of releases that are kept")
         Ledger(theirs).append(replace(mine, data=other.data))
         _copy(Ledger(ours), Ledger(theirs), mine)
-        second = upload(config, 1, theirs, guard_type)
+        second = upload(config, 2, theirs, guard_type)
     return Finding(
-        "non-interference",
+        f"non-interference ({_labels(config)})",
         first == second,
         "equal releases, other images: uploads and figures are equal bit for bit",
         {"upload_bytes": len(first), "differing_bytes": _differing(first, second)},
@@ -121,11 +128,15 @@ def reaches_the_wire(config: RunConfig, guard_type: type[Guard] = Guard) -> Find
         noisy = [upload(config, 0, path, guard_type) for path in paths[2:]]
     differing = _differing(*noisy)
     return Finding(
-        f"noise reaches the wire ({config.privacy.mechanism})",
+        f"noise reaches the wire ({config.privacy.mechanism}, {_labels(config)})",
         steady[0] == steady[1] and differing > 0,
         "without a mechanism two uploads are equal, with it they are not",
         {"upload_bytes": len(noisy[0]), "differing_bytes": differing},
     )
+
+
+def _labels(config: RunConfig) -> str:
+    return "labels used" if config.classes else "labels ignored"
 
 
 def _differing(one: bytes, two: bytes) -> int:
@@ -206,15 +217,21 @@ def audits(
     """
     for epsilon in epsilons:
         privacy = PrivacyConfig(mechanism="moments", epsilon=epsilon)
-        for mechanism in ("moments", "mask-noise"):
-            changed = privacy.model_copy(update={"mechanism": mechanism})
-            config = parse_config(TINY).model_copy(update={"privacy": changed})
-            if mechanism == "moments":
+        noise = privacy.model_copy(update={"mechanism": "mask-noise"})
+        for changes, changed in (
+            (LABELLED, privacy),
+            (UNLABELLED, privacy),
+            (LABELLED, noise),
+        ):
+            config = parse_config(TINY, changes).model_copy(update={"privacy": changed})
+            if changed.mechanism == "moments":
                 yield non_interference(config)
             yield reaches_the_wire(config)
         yield one_run(release_moments, privacy, canaries)
         yield distinguish(release_moments, privacy, trials, images)
+        yield from distinguish_classes(release_classes, privacy, trials)
         larger = [
+            *UNLABELLED,
             f"rounds={rounds}",
             "model.width=8",
             "train.local_steps=20",
@@ -237,16 +254,25 @@ def main(
     torch.set_num_threads(1)
     # Its warnings are about runs, and these are none.
     logging.getLogger("prism.client").setLevel(logging.ERROR)
+    try:
+        failed = _failed(audits(epsilon or [1.0, 10.0], trials, canaries, rounds), as_json)
+    except PrismError as error:
+        raise SystemExit(f"{sys.argv[0]}: {error}") from error
+    if failed:
+        raise SystemExit(f"{failed} audits failed")
+
+
+def _failed(found_: Iterator[Finding], as_json: bool) -> int:
+    """Print each finding as it comes; how many failed."""
     failed = 0
-    for found in audits(epsilon or [1.0, 10.0], trials, canaries, rounds):
+    for found in found_:
         failed += not found.passed
         if as_json:
             print(json.dumps(asdict(found)), flush=True)
             continue
         print(f"{'ok    ' if found.passed else 'FAILED'} {found.audit}: {found.tested}")
         print("       " + "  ".join(f"{k} {v:.4g}" for k, v in found.figures.items()), flush=True)
-    if failed:
-        raise SystemExit(f"{failed} audits failed")
+    return failed
 
 
 if __name__ == "__main__":

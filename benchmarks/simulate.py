@@ -22,8 +22,9 @@ import typer
 from benchmarks.measure import Measured, Meter, Setting, command
 from client.local_images import LocalImages, local_moments
 from client.loss import Moments
-from client.mechanisms import calibrate_moments, features_of, noisy_values, release_moments
+from client.mechanisms import noisy_values
 from client.methods import make_trainer
+from client.release import release_of
 from client.update import encode_update, update_bits
 from common.config import RunConfig
 from common.data import ImageSource, partition, split_by
@@ -140,9 +141,8 @@ def client_moments(
     for part in partition(split_by(source, config), config.data, config.seed):
         images = LocalImages.of(config, source, part)
         if config.privacy.mechanism == "moments":
-            calibration = calibrate_moments(config.privacy, len(part))
-            features = features_of(encoder, images.batches(), device)
-            out.append(release_moments(features, calibration).to(device))
+            release = release_of(config, encoder, images, device)
+            out.append(release.read(release.draw()).to(device))
         else:
             out.append(local_moments(encoder, images, device))
     return out

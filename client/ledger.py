@@ -25,6 +25,8 @@ from common.errors import StorageError
 from common.files import write_atomically
 
 GENESIS: Final = "0" * 64
+_LATER: Final = {"classes", "scales"}
+"""Fields that older ledgers do not have."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,11 @@ class Entry:
         run: id of the run that it was made for, hexadecimal.
         round: the round, where the mechanism releases in each.
         n: images, which is public.
-        data: SHA-256 of the images; it stays in this file. None without a mechanism.
+        data: SHA-256 of the images, and of their labels where these are used; it stays in this
+            file. None without a mechanism.
         encoder: name, digest, layers and pool, and the images' shape.
-        features: length of each vector released.
+        features: F, length of each vector released; where labels are used it is one vector, of
+            classes * (1 + 2 F).
         sensitivities: L2, of each vector released, if one record is replaced.
         sigmas: standard deviation a coordinate of the noise on each.
         epsilon: of this release alone; None without a mechanism.
@@ -46,6 +50,9 @@ class Entry:
         release: SHA-256 of what was released, where it is kept.
         unit: whose data are protected.
         relation: which data sets are neighbours.
+        time: of writing, ISO 8601.
+        classes: of the run, all of which are released; 0 where labels are ignored.
+        scales: of that release, which are public; None where labels are ignored.
     """
 
     mechanism: str
@@ -63,6 +70,8 @@ class Entry:
     unit: str = "record"
     relation: str = "replace-one, n public"
     time: str = ""
+    classes: int = 0
+    scales: dict[str, Any] | None = None
 
     @property
     def mu(self) -> float:
@@ -166,7 +175,7 @@ def _hash(raw: dict[str, Any], previous: str) -> str:
 
 def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
     """JSON has no tuples."""
-    missing = {f.name for f in fields(Entry)} - raw.keys()
+    missing = {f.name for f in fields(Entry)} - raw.keys() - _LATER
     if missing:
         raise KeyError(*missing)
     return {name: tuple(raw[name]) for name in ("sensitivities", "sigmas")}

@@ -28,7 +28,7 @@ class LocalImages:
     Attributes:
         config: the run, which says of what size they are.
         source: where they are.
-        indices: (n,) which of the source, by class where labels are used.
+        indices: (n,) which of the source.
         labels: (n,) the class of each, or None where labels are ignored.
     """
 
@@ -39,7 +39,11 @@ class LocalImages:
 
     @classmethod
     def of(cls, config: RunConfig, source: ImageSource, indices: Indices) -> LocalImages:
-        """A client's images, but for classes with too few of them, which it names.
+        """A client's images: by class, but for classes with too few of them, which it names.
+
+        Under `privacy.mechanism = "moments"` it is all of them, as they come: how many there are
+        of a class must decide nothing, and what becomes of one image must not depend on where the
+        label of another puts it.
 
         Args:
             config: the run.
@@ -53,6 +57,8 @@ class LocalImages:
         if labels is None:
             return cls(config, source, indices)
         least, held = config.data.min_class_size, labels[indices]
+        if config.privacy.mechanism == "moments":
+            return cls(config, source, indices, held)
         counts = np.bincount(held, minlength=len(config.classes))
         few = [
             f"{config.classes[label]} ({count})"
@@ -75,8 +81,13 @@ class LocalImages:
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """Labels that this client takes part in, ascending; none where labels are ignored."""
+        """Labels of these images, ascending; none where labels are ignored."""
         return () if self.labels is None else tuple(map(int, np.unique(self.labels)))
+
+    def batch_labels(self) -> Iterator[Tensor]:
+        """(B,) int64 labels of the batches of all images; none where labels are ignored."""
+        if self.labels is not None:
+            yield from torch.split(torch.from_numpy(self.labels), _BATCH)
 
     def batches(self, label: int | None = None) -> Iterator[Tensor]:
         """uint8 batches (B, C, H, W) of all images, or of one class, anew at each call."""

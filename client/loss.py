@@ -1,8 +1,8 @@
 """Feature matching: the MMD with a perceptual kernel, by moments (GFMN, dos Santos et al. 2019).
 
 Real data enter only as two statistics of each frozen feature, class by class where labels are
-used, computed once: its mean and its variance or, under `privacy.mechanism = "moments"`, a
-private release of the means of two maps of it (DP-MEPF, Harder et al. 2023). Each step compares
+used, computed once: its mean and its variance or, under `privacy.mechanism = "moments"`, what a
+private release says of them (after DP-MEPF, Harder et al. 2023). Each step compares
 them with the same statistics of a generated batch; the differences are smoothed by moving
 averages, and the generator descends along the smoothed differences.
 """
@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from client.weighted import Scales
+from common.config import RunConfig
 from common.data import to_unit
 
 _TINY = 1e-30
@@ -25,23 +28,45 @@ _CHUNK: Final = 1 << 14
 """Features at a time, so that on a CPU what they become on the way stays in its cache."""
 
 
+class Kind(Enum):
+    """Which statistics moments are; only like may be compared with like."""
+
+    PLAIN = "mean and variance"
+    NORMALISED = "means of phi1 = f / |f| and phi2 = f^2 / |f^2|"
+    """The private release where labels are ignored."""
+    WEIGHTED = "mean and variance, an image weighing 1 / |g|"
+    """The private release where labels are used; see `client.weighted`."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Kind:
+        """What a run's training matches."""
+        if config.privacy.mechanism != "moments":
+            return cls.PLAIN
+        return cls.WEIGHTED if config.classes else cls.NORMALISED
+
+
 @dataclass(frozen=True)
 class Moments:
     """Per-feature statistics of one or more groups of images, all layers one after another.
 
     Attributes:
-        mean: (G, F) float32; where normalised, the mean of phi1 = f / |f|.
-        variance: (G, F) float32, population variance; where normalised, the mean of
-            phi2 = f^2 / |f^2|.
+        mean: (G, F) float32; of NORMALISED moments, the mean of phi1.
+        variance: (G, F) float32, population variance; of NORMALISED moments, the mean of phi2.
         classes: the label of each group, ascending; empty where labels are ignored, and all
             images are one group.
-        normalised: which of the two kinds they are; only like may be compared with like.
+        kind: which statistics they are.
+        scales: what g is made with; of WEIGHTED moments alone.
     """
 
     mean: Tensor
     variance: Tensor
     classes: tuple[int, ...] = ()
-    normalised: bool = False
+    kind: Kind = Kind.PLAIN
+    scales: Scales | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind is Kind.WEIGHTED) != (self.scales is not None):
+            raise ValueError("scales are of weighted moments, and of no other")
 
     def to(self, device: torch.device) -> Moments:
         """The same on another device."""
@@ -99,7 +124,7 @@ def normalised_moments(features: Sequence[Tensor]) -> Moments:
     return Moments(
         torch.cat([by_first @ layer for layer in flat], dim=1),
         torch.cat([by_second @ layer for layer in squares], dim=1),
-        normalised=True,
+        kind=Kind.NORMALISED,
     )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.loss import Moments
+from client.loss import Kind, Moments
 from client.noise import SIGMA_BITS, Integers, discrete_gaussian
 from common.accounting import gaussian_epsilon, gaussian_sigma
 from common.config import PrivacyConfig, RunConfig
@@ -130,7 +130,7 @@ def release_moments(batches: Iterable[Sequence[Tensor]], calibration: Calibratio
         raise PrivacyError(f"noise was calibrated for {n} images, and there are {count}")
     noisy = sums + discrete_gaussian(sums.size).reshape(sums.shape)
     means = torch.from_numpy(noisy * (grid / n)).float()
-    return Moments(means[:1], means[1:], normalised=True)
+    return Moments(means[:1], means[1:], kind=Kind.NORMALISED)
 
 
 def _unit_sums(features: Sequence[Tensor], grid: float) -> Integers:

@@ -7,28 +7,23 @@ import io
 import logging
 import math
 import pickle
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from client.ledger import Entry, Ledger, total_epsilon
 from client.local_images import LocalImages, local_moments
 from client.loss import Moments
 from client.mechanisms import (
-    LOUD_NOISE,
     Calibration,
     calibrate_mask_noise,
-    calibrate_moments,
     check_delta,
-    check_encoder,
-    features_of,
     noisy_values,
     planned_epsilon,
-    release_moments,
 )
+from client.release import Kept, Release, release_of
 from common.config import RunConfig
 from common.encoders import FeatureEncoder
 from common.errors import PrivacyError, StorageError
@@ -107,20 +102,26 @@ class Guard:
         Raises:
             PrivacyError: the promise cannot be kept; nothing was released.
         """
-        mechanism, n, batches = config.privacy.mechanism, len(images), images.batches
+        mechanism, n = config.privacy.mechanism, len(images)
         if mechanism == "moments":
-            calibration = calibrate_moments(config.privacy, n)
-            features = check_encoder(encoder, _image_shape(config), device)
-            entry = _entry(config, encoder, n, features, calibration, _fingerprint(batches()))
-            return self._release(
-                entry, lambda: release_moments(features_of(encoder, batches(), device), calibration)
-            ).to(device)
+            release = release_of(config, encoder, images, device)
+            entry = _entry(
+                config,
+                encoder,
+                n,
+                release.features,
+                release.calibration,
+                _fingerprint(images),
+            )
+            if release.scales is not None:
+                entry = replace(entry, classes=release.classes, scales=asdict(release.scales))
+            return self._released(entry, release).to(device)
         real = local_moments(encoder, images, device)
         features = real.mean.shape[1]
         if mechanism == "mask-noise":
             check_delta(config.privacy.delta, n)
             calibration = calibrate_mask_noise(config.privacy)
-            data = _fingerprint(batches())
+            data = _fingerprint(images)
             self._template = _entry(config, encoder, n, features, calibration, data)
         elif self._ledger is not None:
             self._record_unprotected(_entry(config, encoder, n, features, None, None))
@@ -160,29 +161,26 @@ class Guard:
         if config.privacy.mechanism == "mask-noise" and loss is not None:
             raise PrivacyError("under mask-noise the loss is a figure of the images: it stays here")
 
-    def _release(self, entry: Entry, draw: Callable[[], Moments]) -> Moments:
+    def _released(self, entry: Entry, release: Release) -> Moments:
         """The kept release that an entry describes, or a new one, recorded before it is used."""
         ledger = self._needed()
         before = ledger.entries()
-        kept = _kept(ledger, before, entry)
-        if kept is not None:
-            return kept
-        norm = entry.sigmas[0] * math.sqrt(entry.features)
-        if norm > LOUD_NOISE:
-            log.warning(
-                "the noise has norm %.2g beside unit features: set encoder.pool, or fewer "
-                "encoder.layers",
-                norm,
-            )
+        found = _kept(ledger, before, entry)
+        if found is not None:
+            content, path = found
+            return _read(release, content, path)
+        if release.loudness is not None:
+            log.warning("%s: set encoder.pool, or fewer encoder.layers", release.loudness)
         total = self._permit(before, entry)
-        made = draw()
-        content = _to_bytes(made)
+        content = _to_bytes(release.draw())
         entry = replace(entry, release=hashlib.sha256(content).hexdigest())
         ledger.append(entry)
-        write_atomically(ledger.release_path(entry.release or ""), content)
+        path = ledger.release_path(entry.release or "")
+        write_atomically(path, content)
         log.info(
-            "released two moments of %d images once: epsilon %g, delta %g, record-level, "
+            "released %s of %d images once: epsilon %g, delta %g, record-level, "
             "replace-one, n public, entire run",
+            "moments of all classes" if entry.classes else "two moments",
             entry.n,
             entry.epsilon,
             entry.delta,
@@ -191,7 +189,7 @@ class Guard:
             log.warning(
                 "release %d in this ledger: they add up, to epsilon %.4g", len(before) + 1, total
             )
-        return made
+        return _read(release, content, path)
 
     def _permit(self, before: Sequence[Entry], entry: Entry) -> float:
         """Total epsilon with one more entry.
@@ -225,10 +223,6 @@ class Guard:
         return self._ledger
 
 
-def _image_shape(config: RunConfig) -> tuple[int, int, int]:
-    return config.channels, config.model.image_size, config.model.image_size
-
-
 def _entry(
     config: RunConfig,
     encoder: FeatureEncoder,
@@ -248,7 +242,7 @@ def _entry(
             "digest": encoder.digest().hex(),
             "layers": list(encoder.layers),
             "pool": encoder.pool,
-            "image": list(_image_shape(config)),
+            "image": [config.channels, config.model.image_size, config.model.image_size],
         },
         features=features,
         sensitivities=calibration.sensitivities if calibration else (),
@@ -259,8 +253,8 @@ def _entry(
     )
 
 
-def _kept(ledger: Ledger, entries: Sequence[Entry], wanted: Entry) -> Moments | None:
-    """The release that was already made from the same images in the same way."""
+def _kept(ledger: Ledger, entries: Sequence[Entry], wanted: Entry) -> tuple[bytes, Path] | None:
+    """The release that was already made from the same images in the same way, and its file."""
     for entry in reversed(entries):
         if entry.release is None or _kind(entry) != _kind(wanted):
             continue
@@ -272,32 +266,39 @@ def _kept(ledger: Ledger, entries: Sequence[Entry], wanted: Entry) -> Moments | 
         if hashlib.sha256(content).hexdigest() != entry.release:
             raise StorageError(f"{path} is not what the ledger says was released")
         log.info("taking the release of %s again: nothing is drawn", entry.time)
-        return _from_bytes(content, path)
+        return content, path
     return None
 
 
 def _kind(entry: Entry) -> tuple[object, ...]:
-    """What two entries have in common if one release serves both; the run may differ."""
-    return (entry.mechanism, entry.data, entry.encoder, entry.sigmas, entry.epsilon, entry.delta)
+    """What two entries have in common if one release serves both; the run may differ.
+
+    Scales follow from the encoder, and are kept with the release.
+    """
+    how = (entry.mechanism, entry.encoder, entry.sigmas, entry.epsilon, entry.delta)
+    return (*how, entry.data, entry.classes)
 
 
-def _fingerprint(batches: Iterable[Tensor]) -> str:
+def _fingerprint(images: LocalImages) -> str:
+    """SHA-256 of the images, and of their labels where these are used."""
     sha = hashlib.sha256()
-    for images in batches:
-        sha.update(f"{tuple(images.shape)}".encode())
-        sha.update(images.numpy().tobytes())
+    for batch in images.batches():
+        sha.update(f"{tuple(batch.shape)}".encode())
+        sha.update(batch.numpy().tobytes())
+    for labels in images.batch_labels():
+        sha.update(f"labels {tuple(labels.shape)}".encode())
+        sha.update(labels.numpy().tobytes())
     return sha.hexdigest()
 
 
-def _to_bytes(moments: Moments) -> bytes:
+def _to_bytes(kept: Kept) -> bytes:
     buffer = io.BytesIO()
-    torch.save({"first": moments.mean, "second": moments.variance}, buffer)
+    torch.save(dict(kept), buffer)
     return buffer.getvalue()
 
 
-def _from_bytes(content: bytes, path: Path) -> Moments:
+def _read(release: Release, content: bytes, path: Path) -> Moments:
     try:
-        saved = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-        return Moments(saved["first"], saved["second"], normalised=True)
+        return release.read(torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"))
     except (RuntimeError, KeyError, pickle.UnpicklingError) as error:
         raise StorageError(f"{path} is corrupt") from error

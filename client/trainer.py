@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.loss import Moments, MovingAverages, feature_moments, normalised_moments, unbiased
+from client.loss import (
+    Kind,
+    Moments,
+    MovingAverages,
+    feature_moments,
+    normalised_moments,
+    unbiased,
+)
+from client.weighted import weighted_moments
 from common.config import RunConfig, TrainConfig
 from common.encoders import FeatureEncoder
 from common.errors import PrivacyError
@@ -70,7 +78,7 @@ class Trainer(ABC):
     def __init__(
         self, config: RunConfig, encoder: FeatureEncoder, real: Moments, device: torch.device
     ) -> None:
-        if (config.privacy.mechanism == "moments") != real.normalised:
+        if real.kind is not Kind.of(config):
             raise PrivacyError("training would match other moments than privacy.mechanism releases")
         if bool(real.classes) != bool(config.classes):
             raise ValueError("moments of classes are for a run that uses labels, and for no other")
@@ -140,17 +148,21 @@ class Trainer(ABC):
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             images = generate(self._architecture, z, weights, labels=labels)
         features = self._encoder(images.float())
-        if self._real.normalised:
-            generated = normalised_moments(features)
-        else:
-            generated = feature_moments(features, len(groups))
-            if labels is not None:
-                generated = unbiased(generated, batch_size // len(groups))
+        generated = self._moments(features, len(groups))
         loss = self._averages.step(self._real, generated, groups)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
         return float(loss.detach())
+
+    def _moments(self, features: Sequence[Tensor], groups: int) -> Moments:
+        """A generated batch's moments, of the kind that the real ones are."""
+        if self._real.kind is Kind.NORMALISED:
+            return normalised_moments(features)
+        if self._real.scales is not None:
+            return Moments(*weighted_moments(features, self._real.scales, groups))
+        generated = feature_moments(features, groups)
+        return unbiased(generated, len(features[0]) // groups) if self.classes else generated
 
     def _draw_groups(self, noise: torch.Generator) -> tuple[list[int], Tensor | None]:
         """Groups of the next batch, and its labels: of each class the same number, in blocks.

@@ -53,7 +53,8 @@ class DataConfig(_Section):
     attributes: Annotated[Names, Field(strict=False, max_length=8)] = ()
     """CelebA's attributes whose combinations are the classes; by default Male."""
     min_class_size: Annotated[int, Field(ge=2)] = 20
-    """A client leaves out classes of which it holds fewer images."""
+    """A client leaves out classes of which it holds fewer images; not under "moments", where the
+    private release decides."""
 
 
 class ModelConfig(_Section):
@@ -239,8 +240,6 @@ class RunConfig(_Section):
             raise ValueError('data.attributes needs data.name = "celeba"')
         if data.labels == "use" and self.train.class_batch > self.train.batch_size:
             raise ValueError("train.class_batch is more than train.batch_size")
-        if data.labels == "use" and self.privacy.mechanism == "moments":
-            raise ValueError('privacy.mechanism = "moments" needs data.labels = "ignore"')
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -48,8 +48,8 @@ def with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _with_labels(raw: dict[str, Any]) -> dict[str, Any]:
     """Fill in which classes there are, and whether they are used."""
-    data, privacy = raw.get("data", {}), raw.get("privacy", {})
-    if not (isinstance(data, dict) and isinstance(privacy, dict)):
+    data = raw.get("data", {})
+    if not isinstance(data, dict):
         return raw
     name = str(data.get("name", "digits"))
     if name == "celeba" and not data.get("attributes"):
@@ -58,8 +58,7 @@ def _with_labels(raw: dict[str, Any]) -> dict[str, Any]:
     listed = tuple(map(str, attributes)) if isinstance(attributes, list | tuple) else ()
     classes = data.get("classes") or list(brought_classes(name, listed))
     if not data.get("labels"):
-        used = classes and privacy.get("mechanism") != "moments"
-        data = {**data, "labels": "use" if used else "ignore"}
+        data = {**data, "labels": "use" if classes else "ignore"}
     return {**raw, "data": {**data, "classes": classes}}
 
 

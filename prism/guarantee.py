@@ -20,6 +20,9 @@ NOT_COVERED: Final = (
     "settings that were chosen by looking at these images, and figures measured on them",
     "someone who reads this machine: its disk, its memory, or how long it computes",
 )
+NOT_BY_MASK_NOISE: Final = (
+    "which classes the images are of, where labels are used: the client names them (mask-noise)"
+)
 GROUP: Final = 10
 
 
@@ -45,6 +48,8 @@ def report(held: dict[Path, list[Entry]]) -> list[str]:
         lines += [str(path), *(f"  {line}" for line in statement(entries))]
     if any(map(_total, held.values())):
         lines += ["Not covered:", *(f"  {line}" for line in NOT_COVERED)]
+        if any(entry.mechanism == "mask-noise" for entries in held.values() for entry in entries):
+            lines.append(f"  {NOT_BY_MASK_NOISE}")
     return lines
 
 
@@ -100,11 +105,12 @@ def _describe(entries: list[Entry]) -> str:
     features += "" if encoder["pool"] is None else f" pooled to {encoder['pool']}"
     if first.mechanism == "none":
         return f"{first.time}  no mechanism, {first.n} images, {features}"
-    what = (
-        f"two moments of {first.features} features ({features})"
-        if first.mechanism == "moments"
-        else f"mask-noise, {len(entries)} times"
-    )
+    if first.mechanism == "mask-noise":
+        what = f"mask-noise, {len(entries)} times"
+    elif first.classes:
+        what = f"moments of all {first.classes} classes, {first.features} features ({features})"
+    else:
+        what = f"two moments of {first.features} features ({features})"
     return (
         f"{first.time}  {what}, {first.n} images, sensitivity {first.sensitivities[0]:.3g}, "
         f"noise {first.sigmas[0]:.3g} a coordinate, each ({first.epsilon:g}, {first.delta:g})"

@@ -17,7 +17,7 @@ from benchmarks.attack import (
     epsilon_from_guesses,
     one_run,
 )
-from benchmarks.audit import TINY, membership, non_interference, reaches_the_wire
+from benchmarks.audit import TINY, UNLABELLED, membership, non_interference, reaches_the_wire
 from client.loss import Moments, real_moments
 from client.mechanisms import Calibration, release_moments
 from client.noise import discrete_gaussian
@@ -36,7 +36,8 @@ def claim(epsilon: float) -> PrivacyConfig:
 
 
 def config(mechanism: str = "moments", epsilon: float = 1.0) -> RunConfig:
-    return parse_config(TINY, [f"privacy.mechanism={mechanism}", f"privacy.epsilon={epsilon}"])
+    changes = [f"privacy.mechanism={mechanism}", f"privacy.epsilon={epsilon}"]
+    return parse_config(TINY, [*(UNLABELLED if mechanism == "moments" else ()), *changes])
 
 
 def scaled(by: float) -> Mechanism:

@@ -9,19 +9,17 @@ import pytest
 import torch
 
 from client.class_release import (
-    Scales,
     calibrate_classes,
     class_moments,
     image_vectors,
-    public_scales,
     release_classes,
-    weighted_moments,
 )
+from client.weighted import Scales, public_scales, weighted_moments
 from common.config import PrivacyConfig
 from common.encoders import load_encoder
 from common.errors import PrivacyError
 
-SCALES = Scales(2.0, torch.tensor([1.0, 1, 4, 4]).double(), torch.tensor([0.5, 0.5, 2, 2]).double())
+SCALES = Scales(2.0, (1.0, 4.0), (0.5, 2.0), (2, 2))
 ZERO = [0.0, 0, 0, 0]
 LEFT = [1e6, 0, 0, 0]
 RIGHT = [0.0, 0, 0, 1e6]
@@ -32,7 +30,7 @@ def features(*rows):
 
 
 def vectors(*rows):
-    return torch.cat(image_vectors(features(*rows), SCALES), dim=1)
+    return image_vectors(features(*rows), SCALES)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +46,7 @@ def vectors(*rows):
 )
 def test_worst_neighbours_are_within_the_sensitivity_and_reach_it(one, other):
     n = 50
-    sensitivity, _ = calibrate_classes(PrivacyConfig(), n)
+    (sensitivity,) = calibrate_classes(PrivacyConfig(), n).sensitivities
     sums = []
     for row, label in (one, other):
         block = torch.zeros(3, 9, dtype=torch.float64)
@@ -66,43 +64,97 @@ def test_random_neighbours_are_within_the_sensitivity():
     assert float(torch.cdist(u, u).max()) <= math.sqrt(2)
 
 
+def released(rows, labels, epsilon, classes=3):
+    """The release of images of four features, and its sigma."""
+    calibration = calibrate_classes(PrivacyConfig(epsilon=epsilon), len(rows))
+    made = release_classes([(features(*rows), labels)], classes, calibration, SCALES)
+    return made, calibration.sigmas[0]
+
+
 def test_moments_of_the_same_images_are_those_of_the_generated_side():
     g = torch.Generator().manual_seed(2)
     n = 4000
     rows, labels = 3 * torch.rand(n, 4, generator=g) ** 4, torch.arange(n) % 2 * 2
-    _, sigma = calibrate_classes(PrivacyConfig(epsilon=1e4), n)
-    released = release_classes([(features(*rows.tolist()), labels)], 3, n, sigma, SCALES)
-    moments = class_moments(released, sigma, SCALES)
-    assert set(moments) == {0, 2}
-    for label, (mean, variance) in moments.items():
-        mine = rows[labels == label]
-        expected = weighted_moments(features(*mine.tolist()), SCALES)
-        assert torch.allclose(mean, expected[0], rtol=0.01, atol=0.005)
-        assert torch.allclose(variance, expected[1], rtol=0.02, atol=0.01)
-        # And not those of unweighted images, which differ here.
-        assert not torch.allclose(mean, mine.mean(0), rtol=0.05)
+    moments = class_moments(*released(rows.tolist(), labels, 1e4), SCALES)
+    assert moments.classes == (0, 2)
+    by_class = torch.cat([rows[labels == label] for label in (0, 2)])
+    expected = weighted_moments(features(*by_class.tolist()), SCALES, 2)
+    torch.testing.assert_close(moments.mean, expected[0], rtol=0.01, atol=0.005)
+    torch.testing.assert_close(moments.variance, expected[1], rtol=0.02, atol=0.01)
+    # And not those of unweighted images, which differ here.
+    plain = torch.stack([rows[labels == label].mean(0) for label in (0, 2)])
+    assert not torch.allclose(moments.mean, plain, rtol=0.05)
+
+
+def test_weighted_moments_are_weighted_and_unbiased():
+    rows = torch.rand(6, 4, generator=torch.Generator().manual_seed(3)).double()
+    first, second = SCALES.of_features()
+    constant = torch.full((6, 1), SCALES.constant).double()
+    norm = torch.cat([constant, rows * first, rows.square() * second], dim=1).norm(dim=1)
+    mean, variance = weighted_moments(features(*rows.tolist()), SCALES, 2)
+    for group in range(2):
+        mine = slice(3 * group, 3 * group + 3)
+        weights = (1 / norm[mine] / (1 / norm[mine]).sum())[:, None]
+        expected = (weights * rows[mine]).sum(0)
+        spread = (weights * (rows[mine] - expected).square()).sum(0) / (1 - weights.square().sum())
+        torch.testing.assert_close(mean[group].double(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(variance[group].double(), spread, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_weighted_moments_take_the_weights_for_constants():
+    rows = torch.rand(4, 4, generator=torch.Generator().manual_seed(4), requires_grad=True)
+    mean, _ = weighted_moments([rows[:, :2, None, None], rows[:, 2:, None, None]], SCALES, 1)
+    mean.sum().backward()
+    assert rows.grad is not None
+    # Each image's gradient is its weight, the same in all its features.
+    torch.testing.assert_close(rows.grad, rows.grad[:, :1].expand(4, 4))
+    torch.testing.assert_close(rows.grad[:, 0].sum(), torch.tensor(1.0))
 
 
 def test_every_class_carries_noise_of_the_right_size():
-    n = 500
-    _, sigma = calibrate_classes(PrivacyConfig(), n)
-    rows = torch.rand(n, 4).tolist()
-    drawn = [
-        release_classes([(features(*rows), torch.zeros(n, dtype=torch.int64))], 3, n, sigma, SCALES)
-        for _ in range(100)
-    ]
+    rows, labels = torch.rand(500, 4).tolist(), torch.zeros(500, dtype=torch.int64)
+    drawn, sigmas = zip(*(released(rows, labels, 10.0) for _ in range(100)), strict=True)
     spread = np.stack(drawn).std(0)
-    assert spread == pytest.approx(np.full((3, 9), sigma), rel=0.35)
+    assert spread == pytest.approx(np.full((3, 9), sigmas[0]), rel=0.35)
 
 
-def test_labels_must_fit():
-    with pytest.raises(PrivacyError, match="label"):
-        release_classes([(features(ZERO), torch.tensor([3]))], 3, 1, 1.0, SCALES)
+def test_classes_are_those_that_rise_above_the_noise():
+    sigma, scales = 0.01, Scales(2.0, (1.0,), (1.0,), (50,))
+    blocks = np.zeros((4, scales.length))
+    blocks[0, :2] = 0.3, 0.4
+    # A first coordinate above its noise, in a block that is not; and the other way round.
+    blocks[1, 0] = 6.5 * sigma
+    blocks[2, 1:] = 0.3
+    assert class_moments(blocks, sigma, scales).classes == (0,)
+    blocks[1, 1] = 0.3
+    assert class_moments(blocks, sigma, scales).classes == (0, 1)
+    with pytest.raises(PrivacyError, match=r"larger privacy\.epsilon, a smaller encoder\.pool"):
+        class_moments(np.zeros((4, scales.length)), sigma, scales)
+
+
+def test_what_would_break_the_sensitivity_is_refused():
+    labels = torch.tensor([0, 1])
+    for rows, says in (
+        ((ZERO, [-1e-3, 0, 0, 0]), "negative"),
+        ((ZERO, [math.nan, 0, 0, 0]), "not finite"),
+        ((ZERO, [math.inf, 0, 0, 0]), "not finite"),
+    ):
+        with pytest.raises(PrivacyError, match=says):
+            released(rows, labels, 10.0)
+    for wrong in (torch.tensor([0, 3]), torch.tensor([0, -1]), torch.tensor([0])):
+        with pytest.raises(PrivacyError, match="label"):
+            released((ZERO, LEFT), wrong, 10.0)
+    with pytest.raises(PrivacyError, match="below 1/n"):
+        calibrate_classes(PrivacyConfig(delta=0.01), 100)
+    calibration = calibrate_classes(PrivacyConfig(), 3)
+    with pytest.raises(PrivacyError, match="calibrated for 3 images"):
+        release_classes([(features(ZERO, LEFT), labels)], 3, calibration, SCALES)
 
 
 def test_scales_are_powers_of_two_and_the_same_each_time():
     encoder = load_encoder("small", None, 4)
     one, two = (public_scales(encoder, (1, 16, 16)) for _ in range(2))
-    assert one.constant == two.constant
-    assert torch.equal(one.first, two.first)
-    assert bool((torch.log2(one.second) % 1 == 0).all())
+    assert one == two
+    assert len(one.first) == len(one.second) == len(one.sizes) == 4
+    assert all(math.log2(scale).is_integer() for scale in (one.constant, *one.first, *one.second))
+    assert Scales.from_tensors(one.to_tensors()) == one

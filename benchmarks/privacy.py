@@ -8,8 +8,9 @@ the whole run; then the same moments of the same images pooled in one place, at 
 Runs whose line is in --out already are not run again.
 
 Beside the Frechet distance stands `accuracy`: of a classifier that was trained on generated
-images alone, tested on real test images. The generator draws no labels, so the images are
-labelled by a classifier of real images; that is a measurement and no part of any release.
+images alone, tested on real test images: the accuracy score of a run that draws classes. Where
+labels are ignored, a classifier of real images labels the generated ones; that is a measurement
+and no part of any release.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ class Row:
 
 
 class Judge:
-    """Trains classifiers on generated images and tests them on real ones."""
+    """Labels generated images, trains classifiers on them and tests these on real images."""
 
-    def __init__(self, config: RunConfig, data_dir: Path | None, cache: Path) -> None:
+    def __init__(self, config: RunConfig, data_dir: Path | None, cache: Path | None) -> None:
         train, test = (
             open_source(config.data.name, data_dir, train=part) for part in (True, False)
         )
@@ -89,10 +90,14 @@ def _classes(model: Lenet, images: Tensor) -> np.ndarray:
     return np.asarray(torch.cat(logits).argmax(1).numpy(), dtype=np.int64)
 
 
-def measured_row(row: Row, setting: Setting, judge: Judge) -> dict[str, Any]:
+def measured_row(row: Row, setting: Setting) -> dict[str, Any]:
     """One line, from the end of a whole run."""
     config = setting.config
     (last,) = measure(replace(setting, every=config.rounds))
+    line = dict(last.line)
+    accuracy = line.pop("accuracy_score", None)
+    if accuracy is None:
+        accuracy = Judge(config, setting.data_dir, setting.cache).accuracy(last.images)
     return {
         "run": config.run_id().hex(),
         "partition": row.partition,
@@ -101,8 +106,8 @@ def measured_row(row: Row, setting: Setting, judge: Judge) -> dict[str, Any]:
         "clients": config.data.clients,
         "features": setting.features,
         "samples": setting.samples,
-        **last.line,
-        "accuracy": judge.accuracy(last.images),
+        **line,
+        "accuracy": accuracy,
     }
 
 
@@ -134,16 +139,14 @@ def main(
         if (line["features"], line["samples"]) == (features, samples)
     }
     measured = []
-    judge: Judge | None = None
     try:
         # All of them before the first is run, which takes minutes.
         configs = [load_config(path, [*(override or []), *row.changes]) for row in rows]
         for row, config in zip(rows, configs, strict=True):
             line = there.get(config.run_id().hex())
             if line is None:
-                judge = judge or Judge(config, data_dir, cache)
                 setting = Setting(config, data_dir, features, samples=samples, cache=cache)
-                line = measured_row(row, replace(setting, device=torch.device(device)), judge)
+                line = measured_row(row, replace(setting, device=torch.device(device)))
                 if out is not None:
                     with out.open("a") as file:
                         file.write(json.dumps(line) + "\n")

@@ -63,7 +63,7 @@ def pixels(picture: Path) -> np.ndarray:
 def shape_of(lines: int, columns: int) -> tuple[int, int]:
     """Height and width of so many images of 16 x 16, two pixels apart, enlarged."""
     height, width = lines * 18 + 2, columns * 18 + 2
-    scale = 640 // max(height, width)
+    scale = 1000 // max(height, width)
     return height * scale, width * scale
 
 

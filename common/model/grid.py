@@ -26,7 +26,7 @@ _MOST_CLASSES: Final = 50
 """Classes in the picture of a model, at most."""
 _LINE: Final = 20
 """Images side by side, at most, unless the picture would be higher than wide."""
-_SIDE: Final = 640
+_SIDE: Final = 1000
 """Pixels that small grids are enlarged to, so that a person can see them."""
 _FONT_SIZE: Final = 18
 

@@ -84,11 +84,18 @@ def test_a_sensitivity_without_the_label_fails() -> None:
     "keep",
     [
         lambda label, _: label == 0,
+        lambda label, _: label != 0,
         lambda label, _: label != 1,
         lambda label, _: label != 2,
         lambda label, labels: bool((labels == label).any()),
     ],
-    ids=["only on one class", "missing in one", "missing in an empty one", "where images are"],
+    ids=[
+        "only on one class",
+        "missing in a full one",
+        "missing in one",
+        "missing in an empty one",
+        "where images are",
+    ],
 )
 def test_noise_that_is_not_on_all_classes_fails(keep: Any) -> None:
     (found,) = distinguish_classes(noisy(keep), claim(10.0), 100, ["other class"], CONFIDENCE)

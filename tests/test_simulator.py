@@ -16,7 +16,7 @@ from support import jsonl, running
 from benchmarks.simulate import client_moments, simulate
 from client.local_data import PartitionChoice, PrivateData
 from client.loop import Client
-from client.loss import Moments
+from client.loss import Kind, Moments
 from client.messages import Security
 from client.privacy_guard import Guard
 from client.store import ClientStore
@@ -59,7 +59,8 @@ RUNS: dict[str, list[str]] = {
         "codec.down=exact",
     ],
     "scores of the last layers": ["alpha=0.3"],
-    "private moments": ["privacy.mechanism=moments"],
+    "private moments, by class": ["privacy.mechanism=moments"],
+    "private moments, labels ignored": ["privacy.mechanism=moments", "data.labels=ignore"],
     "weights": ["method=fedavg"],
     "FedPM": ["method=fedpm"],
     # Names are sorted as text, so client-10 comes before client-2.
@@ -162,16 +163,23 @@ def test_a_simulated_run_ends_as_the_real_one(tmp_path: Path, changes: list[str]
     assert simulated(config, moments_of(config, tmp_path)) == real
 
 
-def test_private_moments_are_released_as_clients_release_them() -> None:
+@pytest.mark.parametrize(
+    ("labels", "kind", "noise"), [("use", Kind.WEIGHTED, 0.02), ("ignore", Kind.NORMALISED, 1e-3)]
+)
+def test_private_moments_are_released_as_clients_release_them(
+    labels: str, kind: Kind, noise: float
+) -> None:
     """But for the noise, which comes from the operating system and is never the same."""
-    config = parse_config(TINY, ["privacy.mechanism=moments", "privacy.epsilon=10000"])
+    changes = ["privacy.mechanism=moments", "privacy.epsilon=10000", f"data.labels={labels}"]
+    config = parse_config(TINY, changes)
     encoder = load_encoder(config.encoder.name, config.encoder.layers, config.encoder.pool)
     source = open_source("digits")
     once, again = (client_moments(config, source, encoder, CPU) for _ in range(2))
     for one, other in zip(once, again, strict=True):
-        assert one.normalised and other.normalised
+        assert one.kind is other.kind is kind
+        assert one.classes == other.classes
         assert not torch.equal(one.mean, other.mean)
-        np.testing.assert_allclose(one.mean, other.mean, atol=1e-3)
+        np.testing.assert_allclose(one.mean, other.mean, atol=noise)
 
 
 def test_a_share_of_the_clients_is_not_simulated() -> None:

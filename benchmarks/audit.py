@@ -77,7 +77,7 @@ def upload(config: RunConfig, part: int, state: Path, guard_type: type[Guard] = 
     private = PrivateData("digits", None, PartitionChoice(part, PARTS), CPU)
     guard = guard_type(state)
     guard.agree(config)
-    encoder, moments = private.measure(config, (0, 0), guard)
+    encoder, moments = private.measure(config, "audit", (0, 0), guard)
     start = initial_state(config)
     trainer = make_trainer(config, encoder, moments, CPU)
     result = trainer.train(start, "audit")

@@ -88,12 +88,16 @@ def simulate(
         raise ConfigError(
             "in a simulated run every client takes part in every round: set round.participation=1"
         )
-    made = {f"client-{i}": make_trainer(config, encoder, m, device) for i, m in enumerate(moments)}
+    made = {
+        client_name(i): make_trainer(config, encoder, real, device)
+        for i, real in enumerate(moments)
+    }
     # The server ranks a cohort by name, so client-10 comes before client-2.
     trainers = [(name, made[name]) for name in sorted(made)]
     broadcast = Broadcast(config, initial_state(config))
     average = StateAverage(config, broadcast.state)
     taught = {label for trainer in made.values() for label in trainer.classes}
+    cells = {name: trainer.cells for name, trainer in made.items()}
     for _ in range(config.rounds):
         started = time.monotonic()
         state = broadcast.state
@@ -115,7 +119,7 @@ def simulate(
         closed = aggregator.close()
         held = (state.round, broadcast.digest)
         last, state = state, broadcast.publish(closed)
-        average.add(state, taught)
+        average.add(state, taught, cells)
         down_bytes = sum(len(step.payload) for step in broadcast.steps(held))
         seconds = time.monotonic() - started
         masked = state.values.dtype == np.int16
@@ -133,13 +137,18 @@ def simulate(
         )
 
 
+def client_name(rank: int) -> str:
+    """What the client of a partition is called; noise and cells are drawn by it."""
+    return f"client-{rank}"
+
+
 def client_moments(
     config: RunConfig, source: ImageSource, encoder: FeatureEncoder, device: torch.device
 ) -> list[Moments]:
     """What each client trains on: its part's moments, or a fresh private release of them."""
     out = []
-    for part in partition(split_by(source, config), config.data, config.seed):
-        images = LocalImages.of(config, source, part)
+    for rank, part in enumerate(partition(split_by(source, config), config.data, config.seed)):
+        images = LocalImages.of(config, source, part, client_name(rank))
         if config.privacy.mechanism == "moments":
             release = release_of(config, encoder, images, device)
             out.append(release.read(release.draw()).to(device))
@@ -159,7 +168,7 @@ def measure(setting: Setting) -> Iterator[Measured]:
         meter.add(done.up_bytes, done.down_bytes * len(moments), done.seconds)
         if not setting.due(done.state.round):
             continue
-        model = build_model(run, done.source.state, done.source.unseen)
+        model = build_model(run, done.source.state, done.source.unseen, done.source.cells)
         images, quality = setting.judged(judge, model)
         masked = done.state.values.dtype == np.int16
         bits = MaskBits.mean(update_bits(run, done.start, values) for values in done.locals)

@@ -90,12 +90,13 @@ class PrivateData:
         return self._choice is not None and self._choice.index is None
 
     def measure(
-        self, config: RunConfig, assigned: tuple[int, int], guard: Guard
+        self, config: RunConfig, name: str, assigned: tuple[int, int], guard: Guard
     ) -> tuple[FeatureEncoder, Moments]:
         """Load this client's images and take what training may know of them.
 
         Args:
             config: the run.
+            name: of this client.
             assigned: (index, count) that the server chose; used if it was asked to.
             guard: computes the moments, or releases them privately.
 
@@ -103,7 +104,7 @@ class PrivateData:
             The frozen encoder on the device, and the moments that training matches.
         """
         indices = self._indices(config, assigned)
-        images = LocalImages.of(config, self._source, indices)
+        images = LocalImages.of(config, self._source, indices, name)
         log.info("measuring the features of %d images", len(images))
         encoder = load_encoder(
             config.encoder.name,

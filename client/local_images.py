@@ -1,20 +1,23 @@
-"""The images that one client trains on, class by class where labels are used."""
+"""The images that one client trains on, class by class or cell by cell where these are used."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.cells import find_cells
 from client.loss import Moments, class_moments, real_moments
+from common.cells import NO_CELLS, CellTable
 from common.config import RunConfig
 from common.data import ImageSource, class_labels, load_images
 from common.errors import DataError
+from common.seeding import derive_seed
 
 log = logging.getLogger("prism.client")
 Indices = NDArray[np.int64]
@@ -29,17 +32,21 @@ class LocalImages:
         config: the run, which says of what size they are.
         source: where they are.
         indices: (n,) which of the source.
-        labels: (n,) the class of each, or None where labels are ignored.
+        labels: (n,) the class or the cell of each; None where all images are one group.
+        cells: codes and sizes of the cells 0, 1, ...; empty where the run has none.
     """
 
     config: RunConfig
     source: ImageSource
     indices: Indices
     labels: Indices | None = None
+    cells: CellTable = NO_CELLS
 
     @classmethod
-    def of(cls, config: RunConfig, source: ImageSource, indices: Indices) -> LocalImages:
-        """A client's images: by class, but for classes with too few of them, which it names.
+    def of(
+        cls, config: RunConfig, source: ImageSource, indices: Indices, client: str = ""
+    ) -> LocalImages:
+        """A client's images: by class or cell, but for those with too few, which it names.
 
         Under `privacy.mechanism = "moments"` it is all of them, as they come: how many there are
         of a class must decide nothing, and what becomes of one image must not depend on where the
@@ -49,10 +56,14 @@ class LocalImages:
             config: the run.
             source: where the images are.
             indices: (m,) which this client holds.
+            client: its name; with the run's seed it decides how k-means starts.
 
         Raises:
-            DataError: no class has `data.min_class_size` images, or classes are not the run's.
+            DataError: no class or cell has `data.min_class_size` images, or classes are not the
+                run's.
         """
+        if config.uses_cells:
+            return cls(config, source, indices)._in_cells(client)
         labels = class_labels(source, config)
         if labels is None:
             return cls(config, source, indices)
@@ -82,6 +93,11 @@ class LocalImages:
     @property
     def classes(self) -> tuple[int, ...]:
         """Labels of these images, ascending; none where labels are ignored."""
+        return () if self.cells else self.groups
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Classes or cells of which the images are, ascending; none where they are one group."""
         return () if self.labels is None else tuple(map(int, np.unique(self.labels)))
 
     def batch_labels(self) -> Iterator[Tensor]:
@@ -89,8 +105,22 @@ class LocalImages:
         if self.labels is not None:
             yield from torch.split(torch.from_numpy(self.labels), _BATCH)
 
+    def _in_cells(self, client: str) -> LocalImages:
+        """The same images, grouped by how alike they are."""
+        least, most = self.config.data.min_class_size, self.config.data.cells
+        if len(self) < least:
+            raise DataError(f"{len(self)} images make no cell of {least} (data.min_class_size)")
+        log.info("finding cells of %d images", len(self))
+        seed = derive_seed(self.config.seed, "cells", client)
+        cell, table = find_cells(self.batches(), min(most, len(self) // least), least, seed)
+        kept = np.flatnonzero(cell >= 0)
+        if left := len(self) - len(kept):
+            log.warning("left out %d images in cells of fewer than %d", left, least)
+        order = kept[np.argsort(cell[kept], kind="stable")]
+        return replace(self, indices=self.indices[order], labels=cell[order], cells=table)
+
     def batches(self, label: int | None = None) -> Iterator[Tensor]:
-        """uint8 batches (B, C, H, W) of all images, or of one class, anew at each call."""
+        """uint8 batches (B, C, H, W) of all images, or of one class or cell, anew at each call."""
         indices = self.indices if label is None else self.indices[self.labels == label]
         size, channels = self.config.model.image_size, self.config.channels
         for start in range(0, len(indices), _BATCH):
@@ -98,8 +128,9 @@ class LocalImages:
 
 
 def local_moments(encoder: nn.Module, images: LocalImages, device: torch.device) -> Moments:
-    """What training matches without a privacy mechanism: moments of all images, or by class."""
+    """What training matches without a privacy mechanism: moments of all images, or by group."""
     if images.labels is None:
         return real_moments(encoder, images.batches(), device)
-    by_class = {label: images.batches(label) for label in images.classes}
-    return class_moments(encoder, by_class, device)
+    by_group = {group: images.batches(group) for group in images.groups}
+    moments = class_moments(encoder, by_group, device)
+    return replace(moments, classes=images.classes, cells=images.cells)

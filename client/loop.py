@@ -128,7 +128,7 @@ class Client:
         self._config = config
         self._held: GlobalState = initial_state(config)
         self._made: MadeUpdate | None = None
-        encoder, moments = self._data.measure(config, self._partition, self._guard)
+        encoder, moments = self._data.measure(config, self._name, self._partition, self._guard)
         self._trainer = make_trainer(config, encoder, moments, self._data.device)
         kept = self._store.load(self._fingerprint.run_id)
         if kept is not None:
@@ -215,7 +215,7 @@ class Client:
         )
         loss = self._guard.reportable(self._config, result.loss)
         bits = update_bits(self._config, state, values)
-        report = Report(loss, bits, self._trainer.classes)
+        report = Report(loss, bits, self._trainer.classes, self._trainer.cells)
         made = MadeUpdate(
             assignment.round,
             assignment.rank,

@@ -1,10 +1,10 @@
 """Feature matching: the MMD with a perceptual kernel, by moments (GFMN, dos Santos et al. 2019).
 
-Real data enter only as two statistics of each frozen feature, class by class where labels are
-used, computed once: its mean and its variance or, under `privacy.mechanism = "moments"`, what a
-private release says of them (after DP-MEPF, Harder et al. 2023). Each step compares
-them with the same statistics of a generated batch; the differences are smoothed by moving
-averages, and the generator descends along the smoothed differences.
+Real data enter only as two statistics of each frozen feature, class by class or cell by cell
+where these are used, computed once: its mean and its variance or, under
+`privacy.mechanism = "moments"`, what a private release says of them (after DP-MEPF, Harder et al.
+2023). Each step compares them with the same statistics of a generated batch; the differences are
+smoothed by moving averages, and the generator descends along the smoothed differences.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from client.weighted import Scales
+from common.cells import NO_CELLS, CellTable
 from common.config import RunConfig
 from common.data import to_unit
 
@@ -52,10 +53,11 @@ class Moments:
     Attributes:
         mean: (G, F) float32; of NORMALISED moments, the mean of phi1.
         variance: (G, F) float32, population variance; of NORMALISED moments, the mean of phi2.
-        classes: the label of each group, ascending; empty where labels are ignored, and all
-            images are one group.
+        classes: the label of each group, ascending; empty where labels are ignored.
         kind: which statistics they are.
         scales: what g is made with; of WEIGHTED moments alone.
+        cells: the code and size of each group where cells stand for classes; else empty. With
+            neither, all images are one group.
     """
 
     mean: Tensor
@@ -63,6 +65,7 @@ class Moments:
     classes: tuple[int, ...] = ()
     kind: Kind = Kind.PLAIN
     scales: Scales | None = None
+    cells: CellTable = NO_CELLS
 
     def __post_init__(self) -> None:
         if (self.kind is Kind.WEIGHTED) != (self.scales is not None):
@@ -193,7 +196,7 @@ def real_moments(encoder: nn.Module, batches: Iterable[Tensor], device: torch.de
 def class_moments(
     encoder: nn.Module, batches: Mapping[int, Iterable[Tensor]], device: torch.device
 ) -> Moments:
-    """Moments of each class by itself: `real_moments` of the batches of each label."""
+    """Moments of each class or cell by itself: `real_moments` of the batches of each label."""
     classes = tuple(sorted(batches))
     rows = [real_moments(encoder, batches[label], device) for label in classes]
     return Moments(

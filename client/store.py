@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.errors import StorageError
+from common.cells import CellTable
+from common.errors import PayloadError, StorageError
 from common.files import write_atomically
 from common.report import Report
 from common.theory import MaskBits
@@ -114,6 +115,7 @@ class ClientStore:
                 "loss": report.loss,
                 "bits": report.bits and astuple(report.bits),
                 "classes": list(report.classes),
+                "cells": list(report.cells.content),
                 "seconds": update.seconds,
             },
             buffer,
@@ -134,13 +136,13 @@ class ClientStore:
             if saved["run_id"] != run_id.hex():
                 return None
             round_, rank, cohort_size = saved["assignment"]
-            bits = saved["bits"]
+            bits, cells = saved["bits"], CellTable.read(bytes(saved["cells"]))
             update = MadeUpdate(
                 round_,
                 rank,
                 cohort_size,
                 tuple(payload.numpy().tobytes() for payload in saved["payloads"]),
-                Report(saved["loss"], bits and MaskBits(*bits), tuple(saved["classes"])),
+                Report(saved["loss"], bits and MaskBits(*bits), tuple(saved["classes"]), cells),
                 saved["seconds"],
             )
             return saved["trainer"], update
@@ -150,6 +152,7 @@ class ClientStore:
             TypeError,
             ValueError,
             EOFError,
+            PayloadError,
             pickle.UnpicklingError,
         ) as error:
             raise StorageError(

@@ -28,6 +28,7 @@ from client.loss import (
     unbiased,
 )
 from client.weighted import weighted_moments
+from common.cells import CellTable
 from common.config import RunConfig, TrainConfig
 from common.encoders import FeatureEncoder
 from common.errors import PrivacyError
@@ -66,13 +67,13 @@ class Trainer(ABC):
     Args:
         config: the run.
         encoder: the frozen encoder, on the device.
-        real: the private moments to match, on the device; a row for each class of this client
-            where labels are used, else one.
+        real: the private moments to match, on the device; a row for each class or cell of this
+            client where these are used, else one.
         device: where to train.
 
     Raises:
         PrivacyError: the moments are not of the kind that the mechanism releases.
-        ValueError: they are of classes where labels are ignored, or the reverse.
+        ValueError: they are of classes or cells where the run has none, or the reverse.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class Trainer(ABC):
             raise PrivacyError("training would match other moments than privacy.mechanism releases")
         if bool(real.classes) != bool(config.classes):
             raise ValueError("moments of classes are for a run that uses labels, and for no other")
+        if bool(real.cells) != config.uses_cells:
+            raise ValueError("moments of cells are for a run that uses cells, and for no other")
         self._config = config
         self._half = config.train.precision == "bfloat16"
         self._encoder = encoder.rounded() if self._half else encoder
@@ -95,11 +98,18 @@ class Trainer(ABC):
         groups, features = real.mean.shape
         rate = config.train.moving_average_rate
         self._averages = MovingAverages(groups, features, rate, device)
+        self._labels = torch.tensor(real.classes, device=device) if real.classes else None
+        self._codes = torch.from_numpy(real.cells.codes).to(device) if real.cells else None
 
     @property
     def classes(self) -> tuple[int, ...]:
         """Labels that are trained on; none where labels are ignored."""
         return self._real.classes
+
+    @property
+    def cells(self) -> CellTable:
+        """Cells that are trained on; none where the run has none."""
+        return self._real.cells
 
     @abstractmethod
     def _start(self, state: GlobalState) -> NDArray[np.float32]:
@@ -141,12 +151,16 @@ class Trainer(ABC):
         return LocalResult(self._result(), total / train.local_steps, time.monotonic() - started)
 
     def _step(self, noise: torch.Generator) -> float:
-        groups, labels = self._draw_groups(noise)
-        batch_size = self._config.train.batch_size if labels is None else len(labels)
-        z = self._random(torch.randn, noise, batch_size, self._architecture.latent)
+        groups = self._draw_groups(noise)
+        each = self._config.train.batch_size // len(groups)
+        labels, codes = (
+            None if of is None else of[groups].repeat_interleave(each, dim=0)
+            for of in (self._labels, self._codes)
+        )
+        z = self._random(torch.randn, noise, each * len(groups), self._architecture.latent)
         weights = self._effective_weights(noise)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            images = generate(self._architecture, z, weights, labels=labels)
+            images = generate(self._architecture, z, weights, labels=labels, codes=codes)
         features = self._encoder(images.float())
         generated = self._moments(features, len(groups))
         loss = self._averages.step(self._real, generated, groups)
@@ -162,26 +176,26 @@ class Trainer(ABC):
         if self._real.scales is not None:
             return Moments(*weighted_moments(features, self._real.scales, groups))
         generated = feature_moments(features, groups)
-        return unbiased(generated, len(features[0]) // groups) if self.classes else generated
+        return (
+            unbiased(generated, len(features[0]) // groups)
+            if self.classes or self.cells
+            else generated
+        )
 
-    def _draw_groups(self, noise: torch.Generator) -> tuple[list[int], Tensor | None]:
-        """Groups of the next batch, and its labels: of each class the same number, in blocks.
+    def _draw_groups(self, noise: torch.Generator) -> list[int]:
+        """Groups of the next batch, ascending: it has a block of each, of the same length.
 
-        All classes of this client if `train.class_batch` images of each fit into a batch, else
-        as many as fit, drawn anew each step. Only its own: batch statistics are then those of
-        images that the loss sees.
+        All classes or cells of this client if `train.class_batch` images of each fit into a
+        batch, else as many as fit, drawn anew each step. Only its own: batch statistics are then
+        those of images that the loss sees.
         """
-        classes = self._real.classes
-        if not classes:
-            return [0], None
         train = self._config.train
-        groups = list(range(len(classes)))
-        most = train.batch_size // train.class_batch
+        groups = list(range(len(self._real.mean)))
+        most = max(1, train.batch_size // train.class_batch)
         if len(groups) > most:
             drawn = torch.randperm(len(groups), generator=noise, device=self._device)[:most]
             groups = sorted(drawn.tolist())
-        of_groups = torch.tensor([classes[group] for group in groups], device=self._device)
-        return groups, of_groups.repeat_interleave(train.batch_size // len(groups))
+        return groups
 
     def _random(self, draw: Any, noise: torch.Generator, *shape: int) -> Tensor:
         drawn: Tensor = draw(*shape, generator=noise, device=self._device)
@@ -193,6 +207,7 @@ class Trainer(ABC):
             "optimiser": self._optimiser.state_dict(),
             "averages": self._averages.optimiser.state_dict(),
             "classes": list(self._real.classes),
+            "cells": list(self._real.cells.content),
             "mean": torch.stack(self._averages.mean).detach(),
             "variance": torch.stack(self._averages.variance).detach(),
         }
@@ -201,10 +216,12 @@ class Trainer(ABC):
         """Take over what `state_dict` gave.
 
         Raises:
-            ValueError: it belongs to other classes or features than this trainer's.
+            ValueError: it belongs to other classes, cells or features than this trainer's.
         """
         if saved["classes"] != list(self._real.classes):
             raise ValueError("the moving averages are of other classes")
+        if saved["cells"] != list(self._real.cells.content):
+            raise ValueError("the moving averages are of other cells")
         for kept in (saved["mean"], saved["variance"]):
             if kept.shape != self._real.mean.shape:
                 raise ValueError("the moving averages are of other features")

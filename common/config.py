@@ -45,15 +45,18 @@ class DataConfig(_Section):
     """Partitions that the data set is cut into; the usual number of clients."""
     shards_per_client: Positive = 4
     dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.005
-    labels: Literal["use", "ignore"] | None = None
-    """Match and draw each class by itself, or ignore labels, as published; by default they are
-    used wherever the classes are known."""
+    labels: Literal["use", "cells", "ignore"] | None = None
+    """Match and draw each class by itself; or, whether there are labels or not, cells of similar
+    images, which each client makes of its own; or all images together, as published. By default
+    labels are used wherever the classes are known."""
+    cells: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Cells that a client makes of its images; fewer where these would be too small."""
     classes: Annotated[Names, Field(strict=False, max_length=1000)] = ()
     """What the classes are called; known data sets bring theirs, folders have sub-folders."""
     attributes: Annotated[Names, Field(strict=False, max_length=8)] = ()
     """CelebA's attributes whose combinations are the classes; by default Male."""
     min_class_size: Annotated[int, Field(ge=2)] = 20
-    """A client leaves out classes of which it holds fewer images; not under "moments", where the
+    """A client leaves out classes and cells of fewer images; not under "moments", where the
     private release decides."""
 
 
@@ -84,8 +87,8 @@ class TrainConfig(_Section):
     local_steps: Positive = 20
     batch_size: Annotated[int, Field(ge=2)] = 64
     class_batch: Annotated[int, Field(ge=2)] = 4
-    """Images of a class in a step, at least; a client with more classes than fit into
-    `batch_size` draws some of them for each step."""
+    """Images of a class or cell in a step, at least; a client with more of them than fit into
+    `batch_size` draws some for each step."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.3
     """Adam's in the first round, on the scores; on the weights of fedavg, by default 0.02."""
     learning_rate_final: Annotated[float, Field(gt=0)] = 0.01
@@ -238,13 +241,23 @@ class RunConfig(_Section):
             )
         if data.attributes and data.name != "celeba":
             raise ValueError('data.attributes needs data.name = "celeba"')
-        if data.labels == "use" and self.train.class_batch > self.train.batch_size:
+        if data.labels != "ignore" and self.train.class_batch > self.train.batch_size:
             raise ValueError("train.class_batch is more than train.batch_size")
+        if self.uses_cells and self.privacy.mechanism != "none":
+            raise ValueError(
+                f'privacy.mechanism = "{self.privacy.mechanism}" needs data.labels other than '
+                '"cells": nothing protects the table of cells that each client sends'
+            )
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes that are drawn by themselves; none where labels are ignored."""
         return self.data.classes if self.data.labels == "use" else ()
+
+    @property
+    def uses_cells(self) -> bool:
+        """Whether cells of similar images stand for classes."""
+        return self.data.labels == "cells"
 
     @property
     def channels(self) -> int:

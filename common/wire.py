@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Final
 
 from common import errors
+from common.cells import CellTable
 from common.downlink import StateStep
 from common.errors import PrismError, ProtocolError, RunMismatch, TransportError, WrongRound
 from common.fingerprint import Fingerprint
@@ -140,7 +141,12 @@ def step_from_pb(message: pb.StateStep, payload: bytes) -> StateStep:
 def report_to_pb(report: Report) -> pb.ClientReport:
     """The message of a report; NaN stands for no loss."""
     loss = math.nan if report.loss is None else report.loss
-    return pb.ClientReport(loss=loss, classes=report.classes, **figures(report.bits))
+    return pb.ClientReport(
+        loss=loss,
+        classes=report.classes,
+        cells=report.cells.content,
+        **figures(report.bits),
+    )
 
 
 def report_from_pb(message: pb.ClientReport) -> Report:
@@ -148,7 +154,7 @@ def report_from_pb(message: pb.ClientReport) -> Report:
 
     Raises:
         ProtocolError: bits that cannot be, or one figure of them without the other; classes
-            that do not ascend.
+            that do not ascend; a table of cells that cannot be.
     """
     given = message.HasField("cross_entropy_bits"), message.HasField("kl_bits")
     if any(given) and not all(given):
@@ -159,4 +165,5 @@ def report_from_pb(message: pb.ClientReport) -> Report:
         loss=message.loss if math.isfinite(message.loss) else None,
         bits=MaskBits(message.cross_entropy_bits, message.kl_bits) if all(given) else None,
         classes=tuple(message.classes),
+        cells=CellTable.read(message.cells),
     )

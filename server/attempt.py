@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.cells import CellTable
 from common.config import RunConfig
 from common.report import Report
 from common.state import GlobalState
@@ -23,22 +24,27 @@ class Attempt:
 
     def __init__(self, config: RunConfig, state: GlobalState, cohort_size: int, now: float) -> None:
         self._aggregator = make_aggregator(config, state, cohort_size)
-        self._reports: list[Report] = []
+        self._reports: dict[str, Report] = {}
         self._opened_at = now
 
     def decode(self, update: StoredUpdate, rank: int) -> Contribution:
         """Make an update ready to fold; in any thread. See `Aggregator.decode`."""
         return self._aggregator.decode(update.segments(), rank)
 
-    def fold(self, contribution: Contribution, report: Report) -> None:
+    def fold(self, contribution: Contribution, update: StoredUpdate) -> None:
         """Add what `decode` made of an update."""
         self._aggregator.fold(contribution)
-        self._reports.append(report)
+        self._reports[update.client] = update.report
 
     @property
     def taught(self) -> set[int]:
         """Labels that some client of the attempt trained on."""
-        return {label for report in self._reports for label in report.classes}
+        return {label for report in self._reports.values() for label in report.classes}
+
+    @property
+    def cells(self) -> dict[str, CellTable]:
+        """The table of each client whose update was folded; empty where the run has no cells."""
+        return {name: report.cells for name, report in self._reports.items()}
 
     def close(self) -> Closed:
         """What was folded; see `Aggregator.close`."""
@@ -46,5 +52,5 @@ class Attempt:
 
     def metrics(self, state: GlobalState, closed: Closed, now: float) -> Metrics:
         """Figures of the closed round, and of the state that everyone goes on from."""
-        seconds = now - self._opened_at
-        return Metrics.of(state, closed.lam, closed.clients, self._reports, seconds)
+        seconds, reports = now - self._opened_at, list(self._reports.values())
+        return Metrics.of(state, closed.lam, closed.clients, reports, seconds)

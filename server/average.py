@@ -15,11 +15,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from common.cells import NO_CELLS, CellTable
 from common.config import RunConfig
 from common.state import PROB_ONE, GlobalState, logit, sigma
 
 _ARRAY: Final = "average"
 _TAUGHT: Final = "taught"
+_CELLS: Final = "cells of "
+"""The client's name follows."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,12 @@ class ModelSource:
     Attributes:
         state: the mean state, or the last.
         unseen: labels that no client has trained on; none where labels are ignored.
+        cells: the latest of each client that has trained, by its name; none without cells.
     """
 
     state: GlobalState
     unseen: tuple[int, ...] = ()
+    cells: CellTable = NO_CELLS
 
     @property
     def round(self) -> int:
@@ -58,16 +63,25 @@ class StateAverage:
         self._last = state
         self._mean: NDArray[np.float32] = _averaged(state)
         self._taught = np.zeros(len(config.classes), dtype=np.uint8)
+        self._cells: dict[str, CellTable] = {}
 
-    def add(self, state: GlobalState, taught: Iterable[int] = ()) -> None:
+    def add(
+        self,
+        state: GlobalState,
+        taught: Iterable[int] = (),
+        cells: Mapping[str, CellTable] | None = None,
+    ) -> None:
         """Take in what a round made.
 
         Args:
             state: that the round ended in; rounds count from 1.
             taught: labels that its clients trained on.
+            cells: that its clients trained on, by the client's name; where a name returns, its
+                latest table counts.
         """
         self._last = state
         self._taught[list(taught)] = 1
+        self._cells |= {name: table for name, table in (cells or {}).items() if table}
         if self._share:
             kept = np.float32((1 - 1 / state.round) ** (1 / self._share))
             self._mean *= kept
@@ -77,7 +91,9 @@ class StateAverage:
     def source(self) -> ModelSource:
         """What to export."""
         unseen = np.flatnonzero(self._taught == 0) if self._taught.any() else ()
-        return ModelSource(self.state, tuple(map(int, unseen)))
+        # By name, so that the model does not depend on who was first.
+        cells = CellTable.union(self._cells[name] for name in sorted(self._cells))
+        return ModelSource(self.state, tuple(map(int, unseen)), cells)
 
     @property
     def state(self) -> GlobalState:
@@ -92,7 +108,12 @@ class StateAverage:
     def snapshot(self) -> Mapping[str, NDArray[Any]]:
         """What `restore` needs besides the state, for the checkpoint."""
         mean = {_ARRAY: self._mean} if self._share else {}
-        return {**mean, _TAUGHT: self._taught} if self._taught.size else mean
+        taught = {_TAUGHT: self._taught} if self._taught.size else {}
+        cells = {
+            _CELLS + name: np.frombuffer(table.content, np.uint8)
+            for name, table in self._cells.items()
+        }
+        return {**mean, **taught, **cells}
 
     def restore(self, state: GlobalState, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on from a checkpoint."""
@@ -101,6 +122,11 @@ class StateAverage:
             self._mean = arrays[_ARRAY].copy()
         if self._taught.size:
             self._taught = arrays[_TAUGHT].copy()
+        self._cells = {
+            key.removeprefix(_CELLS): CellTable.read(array.tobytes())
+            for key, array in arrays.items()
+            if key.startswith(_CELLS)
+        }
 
 
 def _averaged(state: GlobalState) -> NDArray[np.float32]:

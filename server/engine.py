@@ -103,7 +103,7 @@ class Engine:
             self._attempt = Attempt(self.config, self.broadcast.state, len(found.cohort), now)
             for update in found.updates.values():
                 rank = found.cohort.index(update.client)
-                self._attempt.fold(self._attempt.decode(update, rank), update.report)
+                self._attempt.fold(self._attempt.decode(update, rank), update)
             digests = {name: update.digest for name, update in found.updates.items()}
             self._interrupted = (
                 found.attempt,
@@ -215,7 +215,7 @@ class Engine:
 
         def store() -> None:
             self._journal.append_update(update)
-            attempt.fold(contribution, report)
+            attempt.fold(contribution, update)
 
         async def commit() -> None:
             await durable(self._work.write(store))
@@ -330,7 +330,7 @@ class Engine:
         self, attempt: Attempt, closed: Closed
     ) -> tuple[GlobalState, ModelSource, Metrics]:
         state = self.broadcast.publish(closed)
-        self._average.add(state, attempt.taught)
+        self._average.add(state, attempt.taught, attempt.cells)
         metrics = attempt.metrics(state, closed, time.monotonic())
         return state, self._average.source, metrics
 

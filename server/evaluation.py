@@ -123,7 +123,7 @@ class Evaluation:
     def _run(self, source: ModelSource) -> None:
         started = time.monotonic()
         judge = self._judge()
-        model = build_model(self._config, source.state, source.unseen)
+        model = build_model(self._config, source.state, source.unseen, source.cells)
         self._pictures.save(model)
         images, intended = judge.draw(model, min(IMAGES, len(self._source)))
         self._worker.check()

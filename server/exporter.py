@@ -54,7 +54,7 @@ class Exporter:
         self._worker.close(finish=True)
 
     def _export(self, source: ModelSource) -> None:
-        model = build_model(self._config, source.state, source.unseen)
+        model = build_model(self._config, source.state, source.unseen, source.cells)
         self._pictures.save(model)
         model.save(self._model)
         log.info("model of round %d: %s", source.round, self._model)

@@ -22,8 +22,9 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from common.cells import CellTable
 from common.config import RunConfig, load_config
-from common.errors import ConfigError, StorageError
+from common.errors import ConfigError, PayloadError, StorageError
 from common.files import write_atomically
 from common.report import Report
 from common.state import GlobalState
@@ -115,7 +116,8 @@ class Recovered:
             digest, sizes = bytes.fromhex(entry["digest"]), tuple(entry["sizes"])
             bits = entry.get("bits")
             classes = tuple(entry.get("classes", ()))
-            report = Report(entry["loss"], bits and MaskBits(*bits), classes)
+            cells = CellTable.read(bytes.fromhex(entry.get("cells", "")))
+            report = Report(entry["loss"], bits and MaskBits(*bits), classes, cells)
             update = StoredUpdate(entry["client"], digest, sizes, report, payload)
             self.updates[update.client] = update
         elif kind == "discard":
@@ -166,7 +168,7 @@ class Journal:
                     raise StorageError(f"{path} belongs to another run or round")
                 for entry, payload in entries[1:]:
                     found.apply(entry, payload)
-            except (ValueError, KeyError, TypeError) as error:
+            except (PayloadError, ValueError, KeyError, TypeError) as error:
                 raise StorageError(f"{path} holds an entry unknown to this version") from error
             self._drop_other_logs(path)
         else:
@@ -193,6 +195,7 @@ class Journal:
             "loss": update.report.loss,
             "bits": update.report.bits and astuple(update.report.bits),
             "classes": update.report.classes,
+            "cells": update.report.cells.content.hex(),
         }
         self._append(entry, update.payload)
 

@@ -14,6 +14,7 @@ from typing import Final
 from common import PROTOCOL_VERSION
 from common.errors import PayloadError, PayloadTooLarge, ProtocolError, RunMismatch
 from common.layout import codec_of, update_layout
+from common.report import Report
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationServicer
 from common.wire import (
@@ -126,8 +127,7 @@ class FederationService(FederationServicer):
         header = first.header
         sizes = self._check_header(header)
         report = report_from_pb(header.report)
-        if report.classes and report.classes[-1] >= len(self._config.classes):
-            raise ProtocolError(f"this run has {len(self._config.classes)} classes")
+        self._check_report(report)
         session = session_of(context.invocation_metadata())
         place, digest = (header.rank, header.cohort_size), header.payload_digest
         async with self._engine.upload(session, header.round, place, digest, sizes) as upload:
@@ -177,6 +177,19 @@ class FederationService(FederationServicer):
                 for name in names
             ],
         )
+
+    def _check_report(self, report: Report) -> None:
+        """Refuse classes and cells that the run does not have; raises ProtocolError."""
+        if report.classes and report.classes[-1] >= len(self._config.classes):
+            raise ProtocolError(f"this run has {len(self._config.classes)} classes")
+        data, cells = self._config.data, report.cells
+        if not self._config.uses_cells:
+            if cells:
+                raise ProtocolError("this run has no cells")
+        elif not 1 <= len(cells) <= data.cells:
+            raise ProtocolError(f"a client of this run has 1 to {data.cells} cells")
+        elif (cells.counts < data.min_class_size).any():
+            raise ProtocolError(f"cells of this run have {data.min_class_size} images or more")
 
     def _check_peer(self, request: pb.JoinRequest) -> None:
         """Refuse a client that could not take part; raises RunMismatch."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from common.cells import CODE
 from common.config import RunConfig
 
 Kind = Literal["conv", "transposed", "label"]
@@ -50,7 +51,7 @@ class LayerSpec:
 class Architecture:
     """The ResNet generator of PRISM (section 5; GFMN's, without trained parts).
 
-    z -> transposed convolution to 4x4, plus a map of the label's own -> one residual block per
+    z -> transposed convolution to 4x4, plus one of the label or code -> one residual block per
     doubling, the width halving down to `width` -> normalisation, ReLU, 3x3 convolution, tanh.
 
     Attributes:
@@ -59,6 +60,7 @@ class Architecture:
         image_size: side in pixels.
         channels: 1 or 3.
         classes: labels that the generator is told apart by; 0 for none, as published.
+        code: entries of the code that stands for a label where images have none; 0 for none.
     """
 
     latent: int
@@ -66,12 +68,14 @@ class Architecture:
     image_size: int
     channels: int
     classes: int = 0
+    code: int = 0
 
     @classmethod
     def of(cls, config: RunConfig) -> Architecture:
         """The architecture that a run's config describes."""
         model, classes = config.model, len(config.classes)
-        return cls(model.latent, model.width, model.image_size, config.channels, classes)
+        code = CODE if config.uses_cells else 0
+        return cls(model.latent, model.width, model.image_size, config.channels, classes, code)
 
     @property
     def blocks(self) -> int:
@@ -99,6 +103,8 @@ class Architecture:
         add("project", "transposed", (self.latent, self.base_width, BASE, BASE))
         if self.classes:
             add("label", "label", (self.classes, self.base_width, BASE, BASE))
+        if self.code:
+            add("code", "transposed", (self.code, self.base_width, BASE, BASE))
         wide = self.base_width
         for block in range(self.blocks):
             narrow = wide // 2

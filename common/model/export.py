@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from common.cells import CODE, LARGEST_COUNT, NO_CELLS, CellTable
 from common.config import ModelConfig, Name, RunConfig
 from common.errors import ConfigError, ModelFileError, PayloadError
 from common.files import write_atomically
@@ -52,6 +53,7 @@ class ExportedModel:
         variances: likewise.
         class_names: what the labels 0, 1, ... are called; none where labels were ignored.
         unseen: labels of which no client held enough images to learn them.
+        cells: what stands for labels where images have none; of all clients.
     """
 
     architecture: Architecture
@@ -62,6 +64,7 @@ class ExportedModel:
     variances: NDArray[np.float32]
     class_names: tuple[str, ...] = ()
     unseen: tuple[int, ...] = ()
+    cells: CellTable = NO_CELLS
 
     @property
     def learned(self) -> tuple[int, ...]:
@@ -100,7 +103,8 @@ class ExportedModel:
         Args:
             n: how many.
             seed: of the noise. Image i has the same noise whatever its label is.
-            labels: (n,) what to draw; by default `balanced_labels(n)`.
+            labels: (n,) what to draw; by default `balanced_labels(n)`. A model of cells draws
+                these in the shares of their images.
             noise: (n, latent) to use instead of noise of the seed.
             batch: images at a time.
 
@@ -117,6 +121,7 @@ class ExportedModel:
         elif len(labels) != n or not ((labels >= 0) & (labels < len(self.class_names))).all():
             raise ConfigError(f"give {n} labels from 0 to {len(self.class_names) - 1}")
         of_images = None if labels is None else torch.from_numpy(np.asarray(labels, np.int64))
+        codes = torch.from_numpy(self.cells.drawn(n)) if self.architecture.code else None
         source = torch.Generator().manual_seed(seed)
         weights = _weights(self.architecture, self.seed, self.parameters)
         statistics = self._statistics()
@@ -129,8 +134,9 @@ class ExportedModel:
                     if noise is None
                     else noise[here]
                 )
-                chosen = None if of_images is None else of_images[here]
-                x = generate(self.architecture, z, weights, statistics, labels=chosen)
+                chosen = (None if of is None else of[here] for of in (of_images, codes))
+                given = dict(zip(("labels", "codes"), chosen, strict=True))
+                x = generate(self.architecture, z, weights, statistics, **given)
                 images.append(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
         shape = (0, self.architecture.channels, *2 * [self.architecture.image_size])
         return torch.cat(images) if images else torch.empty(shape, dtype=torch.uint8)
@@ -152,11 +158,13 @@ class ExportedModel:
         write_atomically(path, safetensors.numpy.save(tensors, metadata=metadata))
 
     def _tensors(self) -> dict[str, NDArray[Any]]:
-        statistics = {"means": self.means, "variances": self.variances}
+        others: dict[str, NDArray[Any]] = {"means": self.means, "variances": self.variances}
+        if self.architecture.code:
+            others |= {"codes": self.cells.codes, "counts": self.cells.counts}
         if isinstance(self.parameters, Mask):
             packed = np.frombuffer(self.parameters.tobytes(), dtype=np.uint8)
-            return {"mask": packed, **statistics}
-        return {"weights": self.parameters, **statistics}
+            return {"mask": packed, **others}
+        return {"weights": self.parameters, **others}
 
     def _statistics(self) -> FixedStatistics:
         widths = normalised_widths(self.architecture)
@@ -173,7 +181,10 @@ def learned_classes(count: int, unseen: Collection[int]) -> tuple[int, ...]:
 
 
 def build_model(
-    config: RunConfig, state: GlobalState, unseen: Collection[int] = ()
+    config: RunConfig,
+    state: GlobalState,
+    unseen: Collection[int] = (),
+    cells: CellTable = NO_CELLS,
 ) -> ExportedModel:
     """Draw the final mask from a state and calibrate its normalisation.
 
@@ -181,13 +192,15 @@ def build_model(
         config: the run.
         state: what to export.
         unseen: labels that no client held; they take no part in the calibration.
+        cells: of all clients, in a run that uses cells.
     """
     architecture = Architecture.of(config)
     parameters = _final_parameters(config, state)
     weights = _weights(architecture, config.seed, parameters)
     noise = torch.Generator().manual_seed(derive_seed(config.seed, "calibration", state.round))
     classes = learned_classes(len(config.classes), unseen)
-    statistics = calibrate(architecture, weights, noise, classes=classes)
+    of_cells = cells if architecture.code else None
+    statistics = calibrate(architecture, weights, noise, classes=classes, cells=of_cells)
     return ExportedModel(
         architecture,
         config.seed,
@@ -197,6 +210,7 @@ def build_model(
         torch.cat(list(statistics.variances)).numpy(),
         config.classes,
         tuple(sorted(unseen)),
+        cells,
     )
 
 
@@ -249,8 +263,9 @@ def _checked(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> 
     unseen = tuple(_LABELS.validate_json(header.get("unseen", "[]")))
     if len(set(names)) < len(names) or not set(unseen) <= set(range(len(names))):
         raise ValueError("classes")
+    cells, code = _cells(tensors)
     architecture = Architecture(
-        model.latent, model.width, model.image_size, model.channels or 1, len(names)
+        model.latent, model.width, model.image_size, model.channels or 1, len(names), code
     )
     d, norms = architecture.dimension, sum(normalised_widths(architecture))
     expected: dict[str, tuple[int, type]] = {"means": (norms, np.float32)}
@@ -273,12 +288,26 @@ def _checked(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> 
         tensors["variances"],
         names,
         unseen,
+        cells,
     )
 
 
+def _cells(tensors: Mapping[str, NDArray[Any]]) -> tuple[CellTable, int]:
+    """The checked table of cells and the entries of a code; an empty one and 0 if there is none."""
+    if "codes" not in tensors:
+        return NO_CELLS, 0
+    codes, counts = tensors["codes"], tensors["counts"]
+    if codes.dtype != np.float32 or counts.dtype != np.int64 or counts.ndim != 1:
+        raise ValueError("codes and counts are of other types")
+    if codes.shape != (len(counts), CODE) or not ((counts >= 1) & (counts <= LARGEST_COUNT)).all():
+        raise ValueError("codes and counts do not fit")
+    return CellTable.of(codes, counts), CODE
+
+
 def _shapes(architecture: Architecture) -> dict[str, int]:
-    """The header's part that tells shapes; classes stand beside it, by name."""
-    return {key: size for key, size in asdict(architecture).items() if key != "classes"}
+    """The header's part that tells shapes; classes stand beside it by name, codes as tensors."""
+    shapes = asdict(architecture)
+    return {key: size for key, size in shapes.items() if key not in ("classes", "code")}
 
 
 def _digest(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> str:

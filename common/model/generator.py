@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.cells import CellTable
 from common.model.architecture import Architecture
 from common.model.masked import Operation, apply_layer, layer_weights
 from common.model.upsample import doubled_convolution
@@ -53,8 +54,9 @@ def generate(
     normalise: Normaliser = batch_statistics,
     *,
     labels: Tensor | None = None,
+    codes: Tensor | None = None,
 ) -> Tensor:
-    """Images from noise and, where the generator has classes, labels.
+    """Images from noise and, where the generator has classes or cells, labels or codes.
 
     Args:
         architecture: shapes and offsets.
@@ -62,6 +64,7 @@ def generate(
         weights: (d,) effective weights.
         normalise: batch statistics in training, stored ones in sampling.
         labels: (B,) int64 classes from 0, on the device of z; None where there are none.
+        codes: (B, 16) of cells, likewise.
 
     Returns:
         (B, channels, image_size, image_size) in [-1, 1].
@@ -75,6 +78,8 @@ def generate(
     x = run("project", z[:, :, None, None])
     if labels is not None:
         x = x + run("label", labels).to(x.dtype)
+    if codes is not None:
+        x = x + run("code", codes[:, :, None, None])
     # The convolutions that follow are fastest on this layout.
     x = x.contiguous(memory_format=torch.channels_last)
     for block in range(architecture.blocks):
@@ -107,6 +112,7 @@ def calibrate(
     generator: torch.Generator,
     batches: int = 8,
     classes: Sequence[int] = (),
+    cells: CellTable | None = None,
 ) -> FixedStatistics:
     """Statistics for sampling: means and variances pooled over batches of 128 noise vectors.
 
@@ -116,6 +122,7 @@ def calibrate(
         generator: draws the noise.
         batches: of 128 noise vectors.
         classes: that take equal shares, as in sampling; none where there are no labels.
+        cells: that take the shares of their counts, as in sampling; None where there are none.
     """
     sites = 2 * architecture.blocks + 1
     first: list[Tensor] = [torch.zeros(())] * sites
@@ -130,7 +137,8 @@ def calibrate(
         for batch in range(batches):
             z = torch.randn(128, architecture.latent, generator=generator)
             labels = balanced_labels(classes, 128, start=128 * batch)
-            generate(architecture, z, weights, record, labels=labels)
+            codes = None if cells is None else torch.from_numpy(cells.drawn(128, 128 * batch))
+            generate(architecture, z, weights, record, labels=labels, codes=codes)
     variances = [(s - f.square()).clamp_min(0) for f, s in zip(first, second, strict=True)]
     return FixedStatistics(first, variances)
 

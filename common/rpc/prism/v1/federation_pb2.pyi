@@ -550,6 +550,7 @@ class ClientReport(google.protobuf.message.Message):
     CROSS_ENTROPY_BITS_FIELD_NUMBER: builtins.int
     KL_BITS_FIELD_NUMBER: builtins.int
     CLASSES_FIELD_NUMBER: builtins.int
+    CELLS_FIELD_NUMBER: builtins.int
     loss: builtins.float
     """mean over the local steps; what is not finite stands for none"""
     cross_entropy_bits: builtins.float
@@ -559,6 +560,11 @@ class ClientReport(google.protobuf.message.Message):
     """
     kl_bits: builtins.float
     """divergence KL(client || state), likewise"""
+    cells: builtins.bytes
+    """Cells of similar images that this client trains on, in rows of 36 bytes: 16
+    float16, the mean code of the cell's images, and their number as uint32, all
+    little-endian. One row at least in a run that uses cells, none in another.
+    """
     @property
     def classes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Labels that this client trains on, ascending; none where the run ignores labels."""
@@ -570,9 +576,10 @@ class ClientReport(google.protobuf.message.Message):
         cross_entropy_bits: builtins.float | None = ...,
         kl_bits: builtins.float | None = ...,
         classes: collections.abc.Iterable[builtins.int] | None = ...,
+        cells: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_cross_entropy_bits", b"_cross_entropy_bits", "_kl_bits", b"_kl_bits", "cross_entropy_bits", b"cross_entropy_bits", "kl_bits", b"kl_bits"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_cross_entropy_bits", b"_cross_entropy_bits", "_kl_bits", b"_kl_bits", "classes", b"classes", "cross_entropy_bits", b"cross_entropy_bits", "kl_bits", b"kl_bits", "loss", b"loss"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_cross_entropy_bits", b"_cross_entropy_bits", "_kl_bits", b"_kl_bits", "cells", b"cells", "classes", b"classes", "cross_entropy_bits", b"cross_entropy_bits", "kl_bits", b"kl_bits", "loss", b"loss"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_cross_entropy_bits", b"_cross_entropy_bits"]) -> typing.Literal["cross_entropy_bits"] | None: ...
     @typing.overload

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
-from common.cells import CODE
+from common.cells import CODE_SIZE
 from common.data import ImageSource, load_images, open_source
 from common.encoders.base import tensors_digest
 from common.encoders.codes import BUNDLED_MAP, SIDE, SKETCH, features, sketcher
@@ -57,9 +57,9 @@ def principal_map(source: ImageSource) -> tuple[dict[str, Tensor], float]:
     std = np.sqrt(covariance.diagonal()) + 1e-6
     variances, vectors = np.linalg.eigh(covariance / np.outer(std, std))
     # Ascending; and the sign of an eigenvector is arbitrary: its largest entry is positive here.
-    variances, vectors = variances[::-1][:CODE], vectors[:, ::-1][:, :CODE]
+    variances, vectors = variances[::-1][:CODE_SIZE], vectors[:, ::-1][:, :CODE_SIZE]
     largest = np.abs(vectors).argmax(axis=0)
-    vectors = vectors * np.sign(vectors[largest, np.arange(CODE)])
+    vectors = vectors * np.sign(vectors[largest, np.arange(CODE_SIZE)])
     directions = vectors / np.sqrt(variances)
     named = {"mean": mean, "std": std, "directions": directions}
     tensors = {

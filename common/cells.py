@@ -16,13 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.errors import PayloadError
 
-CODE: Final = 16
+CODE_SIZE: Final = 16
 """Entries of a code."""
 LARGEST_ENTRY: Final = 256.0
 """Of a code; those of photographs and of digits are below 20."""
 LARGEST_COUNT: Final = 10**8
 """Images of a cell."""
-_ROW: Final = np.dtype([("code", "<f2", CODE), ("count", "<u4")])
+_ROW: Final = np.dtype([("code", "<f2", CODE_SIZE), ("count", "<u4")])
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 """2**64 divided by the golden ratio."""
 
@@ -48,10 +48,13 @@ class CellTable:
         Raises:
             PayloadError: no table can have these values; see `read`.
         """
-        rows = np.empty(len(np.asarray(counts)), _ROW)
-        with np.errstate(over="ignore"):
-            rows["code"], rows["count"] = codes, counts
-        return cls.read(rows.tobytes())
+        codes, counts = np.asarray(codes, np.float32), np.asarray(counts, np.int64)
+        if codes.shape != (*counts.shape, CODE_SIZE) or counts.ndim != 1:
+            raise PayloadError(f"codes {codes.shape} and counts {counts.shape} make no table")
+        _check(codes, counts)
+        rows = np.empty(len(counts), _ROW)
+        rows["code"], rows["count"] = codes, counts
+        return cls(rows.tobytes())
 
     @classmethod
     def read(cls, content: bytes) -> CellTable:
@@ -64,11 +67,7 @@ class CellTable:
         if len(content) % _ROW.itemsize:
             raise PayloadError(f"a table of cells has rows of {_ROW.itemsize} bytes")
         table = cls(content)
-        # NaN compares as false.
-        if not (np.abs(table.codes) <= LARGEST_ENTRY).all():
-            raise PayloadError(f"an entry of a cell's code is not within {LARGEST_ENTRY:g} of 0")
-        if not ((table.counts >= 1) & (table.counts <= LARGEST_COUNT)).all():
-            raise PayloadError(f"a cell has 1 to {LARGEST_COUNT} images")
+        _check(table.codes, table.counts)
         return table
 
     @classmethod
@@ -98,13 +97,21 @@ class CellTable:
         An empty table, of a model that nobody has trained, gives zeros.
         """
         if not self.content:
-            return np.zeros((n, CODE), np.float32)
+            return np.zeros((n, CODE_SIZE), np.float32)
         ends = np.cumsum(self.counts)
         with np.errstate(over="ignore"):
             at = (np.arange(start, start + n, dtype=np.uint64) * _GOLDEN) >> np.uint64(11)
         images = (at.astype(np.float64) / 2.0**53 * ends[-1]).astype(np.int64)
         drawn: NDArray[np.float32] = self.codes[np.searchsorted(ends, images, side="right")]
         return drawn
+
+
+def _check(codes: NDArray[np.float32], counts: NDArray[np.int64]) -> None:
+    # NaN compares as false.
+    if not (np.abs(codes) <= LARGEST_ENTRY).all():
+        raise PayloadError(f"an entry of a cell's code is not within {LARGEST_ENTRY:g} of 0")
+    if not ((counts >= 1) & (counts <= LARGEST_COUNT)).all():
+        raise PayloadError(f"a cell has 1 to {LARGEST_COUNT} images")
 
 
 NO_CELLS: Final = CellTable()

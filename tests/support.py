@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from common import PROTOCOL_VERSION
+from common.cells import CODE_SIZE, NO_CELLS, CellTable
 from common.config import RunConfig
 from common.fingerprint import Fingerprint
 from common.layout import update_layout
@@ -165,6 +166,13 @@ class RawClient:
             if reply.HasField("assignment"):
                 return reply.assignment
 
+    @property
+    def cells(self) -> CellTable:
+        """What this client says of its images."""
+        if not self.config.uses_cells:
+            return NO_CELLS
+        return CellTable.of([[len(self.name)] * CODE_SIZE], [100 + ord(self.name[0])])
+
     def payload(self, round_: int, salt: str = "") -> bytes:
         return random_payload(self.config, self.name, round_, salt)
 
@@ -185,7 +193,7 @@ class RawClient:
                 for s in update_layout(self.config)
             ],
             "payload_digest": hashlib.sha256(payload).digest(),
-            "report": pb.ClientReport(loss=0.5),
+            "report": pb.ClientReport(loss=0.5, cells=self.cells.content),
         }
         return pb.UpdateHeader(**{**fields, **changes})
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support import running, serve_finished, tiny_config, whole_run
 
+from common.cells import CODE_SIZE, CellTable
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
 from common.report import Report
@@ -17,7 +18,7 @@ from common.theory import MaskBits
 from server.engine import Engine
 from server.journal import Checkpoint, Journal, Recovered, StoredUpdate
 
-SAID = Report(0.5, MaskBits(0.7, 0.1))
+SAID = Report(0.5, MaskBits(0.7, 0.1), (1, 2), CellTable.of([[0.5] * CODE_SIZE], [20]))
 
 
 def update(client: str, report: Report = SAID) -> StoredUpdate:

@@ -41,9 +41,10 @@ def test_restarted_at_every_moment_the_result_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The directory as it stood after every single entry, resumed."""
-    # alpha and a share of the clients, so that scores, ranks and sampling all take part.
+    # alpha, a share of the clients and cells, so that scores, ranks, sampling and tables take part.
     output = {"sample_every": 0, "average": 1.0}
-    config = tiny_config(rounds=2, alpha=0.3, round={"participation": 0.6}, output=output)
+    data, round_ = {"labels": "cells"}, {"participation": 0.6}
+    config = tiny_config(rounds=2, alpha=0.3, round=round_, output=output, data=data)
     moments: list[Path] = []
 
     def keep(self: Journal) -> None:
@@ -64,6 +65,7 @@ def test_restarted_at_every_moment_the_result_is_the_same(
     # Two rounds of: open, two updates, close, a new log, the checkpoint; and the first log.
     assert len(moments) == 2 * 6 + 1
     model = (tmp_path / "run" / "model.prism").read_bytes()
+    assert len(load_model(tmp_path / "run" / "model.prism").cells) >= 2
     for moment in moments:
         assert asyncio.run(resumed_run(config, moment)) == expected, moment.name
         assert (moment / "model.prism").read_bytes() == model, moment.name

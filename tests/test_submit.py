@@ -14,6 +14,7 @@ import grpc.aio
 import pytest
 from support import CODE, RawClient, federation, refused, snapshot, tiny_config
 
+from common.cells import CODE_SIZE, CellTable
 from common.rpc.prism.v1 import federation_pb2 as pb
 
 
@@ -77,6 +78,7 @@ class Upload:
         return self.other(b"\xff" * self.mask_bytes + self.payload[self.mask_bytes :], index=0)
 
 
+CELL = CellTable.of([[0.5] * CODE_SIZE], [20]).content
 INVALID, PRECONDITION = CODE.INVALID_ARGUMENT, CODE.FAILED_PRECONDITION
 EXHAUSTED = CODE.RESOURCE_EXHAUSTED
 REFUSED: dict[str, tuple[grpc.StatusCode, Callable[[Upload], Sent]]] = {
@@ -110,8 +112,17 @@ REFUSED: dict[str, tuple[grpc.StatusCode, Callable[[Upload], Sent]]] = {
     "half of the bits": (INVALID, lambda u: u.report(kl_bits=0)),
     "a class too many": (INVALID, lambda u: u.report(classes=[3, 10])),
     "classes that do not ascend": (INVALID, lambda u: u.report(classes=[3, 3])),
+    "cells where the run has none": (INVALID, lambda u: u.report(cells=CELL)),
     "beyond gRPC's limit": (EXHAUSTED, lambda u: (u.good, [bytes(1 << 21)])),
 }
+OF_CELLS: dict[str, bytes] = {
+    "none": b"",
+    "half of one": CELL[:18],
+    "one more than there may be": CELL * 3,
+    "too few images": CELL[:-4] + (19).to_bytes(4, "little"),
+    "not a number": b"\xff" * 2 + CELL[2:],
+}
+"""Tables that a run of cells, two a client and twenty images each, refuses."""
 SAYS_THE_ROUND = ("a later round", "another rank", "another cohort")
 TWO_KINDS = tiny_config(alpha=0.3)
 """A mask segment and a score segment."""
@@ -131,6 +142,23 @@ def test_a_refused_update_changes_nothing(tmp_path: Path, what: str) -> None:
             assert said.get("prism-round") == ("0" if what in SAYS_THE_ROUND else None)
             assert await snapshot(ann, tmp_path) == before
             assert not (await ann.send(upload.good, upload.payload)).duplicate
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("what", OF_CELLS)
+def test_cells_that_the_run_does_not_take(tmp_path: Path, what: str) -> None:
+    data = {"labels": "cells", "cells": 2, "min_class_size": 20}
+
+    async def main() -> None:
+        async with federation(tmp_path, tiny_config(data=data)) as (ann, *_):
+            upload = Upload(ann, await ann.assignment())
+            before = await snapshot(ann, tmp_path)
+            header, chunks = upload.report(cells=OF_CELLS[what])
+            await refused(ann.send(header, *chunks), INVALID)
+            assert await snapshot(ann, tmp_path) == before
+            header, chunks = upload.report(cells=CELL * 2)
+            assert not (await ann.send(header, *chunks)).duplicate
 
     asyncio.run(main())
 

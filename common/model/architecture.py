@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from common.cells import CODE
+from common.cells import CODE_SIZE
 from common.config import RunConfig
 
 Kind = Literal["conv", "transposed", "label"]
@@ -74,7 +74,7 @@ class Architecture:
     def of(cls, config: RunConfig) -> Architecture:
         """The architecture that a run's config describes."""
         model, classes = config.model, len(config.classes)
-        code = CODE if config.uses_cells else 0
+        code = CODE_SIZE if config.uses_cells else 0
         return cls(model.latent, model.width, model.image_size, config.channels, classes, code)
 
     @property

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from common.cells import CODE, LARGEST_COUNT, NO_CELLS, CellTable
+from common.cells import CODE_SIZE, NO_CELLS, CellTable
 from common.config import ModelConfig, Name, RunConfig
 from common.errors import ConfigError, ModelFileError, PayloadError
 from common.files import write_atomically
@@ -297,11 +297,9 @@ def _cells(tensors: Mapping[str, NDArray[Any]]) -> tuple[CellTable, int]:
     if "codes" not in tensors:
         return NO_CELLS, 0
     codes, counts = tensors["codes"], tensors["counts"]
-    if codes.dtype != np.float32 or counts.dtype != np.int64 or counts.ndim != 1:
+    if codes.dtype != np.float32 or counts.dtype != np.int64:
         raise ValueError("codes and counts are of other types")
-    if codes.shape != (len(counts), CODE) or not ((counts >= 1) & (counts <= LARGEST_COUNT)).all():
-        raise ValueError("codes and counts do not fit")
-    return CellTable.of(codes, counts), CODE
+    return CellTable.of(codes, counts), CODE_SIZE
 
 
 def _shapes(architecture: Architecture) -> dict[str, int]:

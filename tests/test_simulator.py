@@ -21,6 +21,7 @@ from client.messages import Security
 from client.privacy_guard import Guard
 from client.store import ClientStore
 from client.transport import Transport
+from common.cells import CellTable
 from common.config import RunConfig, parse_config
 from common.data import open_source
 from common.encoders import load_encoder
@@ -54,6 +55,7 @@ RUNS: dict[str, list[str]] = {
     "raw masks and keyframes": ["codec.up=raw", "codec.down=keyframe", "mada.enabled=true"],
     "flips and error feedback, by class": [],
     "labels ignored": ["data.labels=ignore"],
+    "cells of similar images": ["data.labels=cells"],
     "flips of half the coordinates, replayed": [
         "codec.coordinates_per_round=0.5",
         "codec.down=exact",
@@ -75,12 +77,14 @@ class Ended:
     Attributes:
         digest: of the last state.
         parameters: of the exported model, as bytes.
+        cells: of the exported model.
         up_bytes: payload bytes of all updates.
         down_bytes: payload bytes of all states that clients fetched.
     """
 
     digest: str
     parameters: bytes
+    cells: CellTable
     up_bytes: int
     down_bytes: int
 
@@ -123,9 +127,11 @@ async def federated(config: RunConfig, out: Path) -> Ended:
         wanted = (rpc, direction)
         return sum(c["payload_bytes"] for c in calls if (c["rpc"], c["direction"]) == wanted)
 
+    model = load_model(out / "model.prism")
     return Ended(
         found.state.digest().hex(),
-        load_model(out / "model.prism").parameters.tobytes(),
+        model.parameters.tobytes(),
+        model.cells,
         payload_bytes("SubmitUpdate", "up"),
         payload_bytes("FetchState", "down"),
     )
@@ -138,6 +144,7 @@ def simulated(config: RunConfig, moments: Sequence[Moments]) -> Ended:
     return Ended(
         rounds[-1].state.digest().hex(),
         build_model(config, rounds[-1].source.state).parameters.tobytes(),
+        rounds[-1].source.cells,
         sum(done.up_bytes for done in rounds),
         # Nobody fetches the last state.
         sum(done.down_bytes for done in rounds[:-1]) * len(moments),

@@ -176,11 +176,8 @@ class Trainer(ABC):
         if self._real.scales is not None:
             return Moments(*weighted_moments(features, self._real.scales, groups))
         generated = feature_moments(features, groups)
-        return (
-            unbiased(generated, len(features[0]) // groups)
-            if self.classes or self.cells
-            else generated
-        )
+        grouped = self.classes or self.cells
+        return unbiased(generated, len(features[0]) // groups) if grouped else generated
 
     def _draw_groups(self, noise: torch.Generator) -> list[int]:
         """Groups of the next batch, ascending: it has a block of each, of the same length.

@@ -89,6 +89,14 @@ class CellTable:
         """(m,) images of each cell."""
         return np.frombuffer(self.content, _ROW)["count"].astype(np.int64)
 
+    @property
+    def largest(self) -> CellTable:
+        """The cell of the most images alone; the empty table of an empty one."""
+        if not self.content:
+            return self
+        row = int(self.counts.argmax())
+        return CellTable.of(self.codes[[row]], self.counts[[row]])
+
     def drawn(self, n: int, start: int = 0) -> NDArray[np.float32]:
         """(n, 16) codes of images number `start` and following, cells in the shares of counts.
 

@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.catalogue import DATA_SETS
+from common.config_text import apply_override, mistakes
 from common.defaults import brought_classes, with_defaults
 from common.errors import ConfigError
 
@@ -314,7 +315,7 @@ def _raw(text: str, overrides: Iterable[str], source: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is not valid TOML: {error}") from error
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     return raw
 
 
@@ -323,33 +324,4 @@ def _validated(raw: dict[str, Any], source: str) -> RunConfig:
         # TOML has no tuples, and JSON's strict mode reads its lists as such.
         return RunConfig.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{source}: {line}" for line in _lines(error))) from error
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
-        raise ConfigError(f"--set {override}: write key=value, such as train.local_steps=50")
-    table = raw
-    for part in parts[:-1]:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"--set {override}: {part} is a value, not a section")
-    try:
-        table[parts[-1]] = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        table[parts[-1]] = value.strip()
-
-
-def _lines(error: ValidationError) -> list[str]:
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"] if part != "_resolve")
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(item["input"], dict) else f", not {item['input']!r}"
-            lines.append(f"{key}: {message}{given}" if key else message)
-    return lines
+        raise ConfigError("\n".join(f"{source}: {line}" for line in mistakes(error))) from error

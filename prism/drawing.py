@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -75,7 +75,9 @@ def draw(model: ExportedModel, wanted: Wanted, seed: int = 0) -> Drawn:
         rows = max(1, len(classes))
         noise = interpolation(model.architecture.latent, wanted.steps, seed).repeat(rows, 1)
         labels = np.repeat(classes, wanted.steps) if len(classes) else None
-        images = model.sample(len(noise), labels=labels, noise=noise)
+        # Steps change the noise alone, so all are of one class each, or of one cell.
+        steady = replace(model, cells=model.cells.largest)
+        images = steady.sample(len(noise), labels=labels, noise=noise)
         return Drawn(images, labels, model.class_names, in_order=True)
     if len(classes):
         n = wanted.n or (wanted.per_class or PER_CLASS) * len(classes)

@@ -31,6 +31,7 @@ from common.model.generator import generate
 from common.report import Report
 from common.state import GlobalState
 from common.wire import report_from_pb, report_to_pb
+from prism.drawing import Wanted, draw
 from server.average import StateAverage
 
 CPU = torch.device("cpu")
@@ -235,6 +236,9 @@ def test_a_model_keeps_its_cells_and_draws_them(tmp_path: Path) -> None:
     whole = back.sample(20, seed=3)
     assert torch.equal(whole, model.sample(20, seed=3))
     assert (whole[:8].int() - back.sample(8, seed=3).int()).abs().max() <= 1
+    assert np.array_equal(CELLS.largest.drawn(2), CELLS.codes[[0, 0]])
+    steps, alone = Wanted(steps=3), dataclasses.replace(back, cells=CELLS.largest)
+    assert torch.equal(draw(back, steps).images, draw(alone, steps).images)
     other = CellTable.of(-CELLS.codes, CELLS.counts)
     assert not torch.equal(whole, dataclasses.replace(back, cells=other).sample(20, seed=3))
     with pytest.raises(ConfigError, match="draws no classes"):

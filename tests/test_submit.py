@@ -151,7 +151,7 @@ def test_cells_that_the_run_does_not_take(tmp_path: Path, what: str) -> None:
     data = {"labels": "cells", "cells": 2, "min_class_size": 20}
 
     async def main() -> None:
-        async with federation(tmp_path, tiny_config(data=data)) as (ann, *_):
+        async with federation(tmp_path, tiny_config(alpha=0.3, data=data)) as (ann, *_):
             upload = Upload(ann, await ann.assignment())
             before = await snapshot(ann, tmp_path)
             header, chunks = upload.report(cells=OF_CELLS[what])

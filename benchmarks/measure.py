@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import torch
@@ -19,12 +19,15 @@ from common.config import RunConfig, load_config
 from common.data import ImageSource, open_source, partition, split_by
 from common.errors import PrismError
 from common.model.export import ExportedModel
-from common.model.grid import Grid
+from common.model.grid import PER_CLASS, UNLABELLED, Grid, model_grid
+from common.model.sampler import Sampler
 from common.quality import Evaluator, evaluator_of, score_model
 
 REAL_IMAGES: Final = 5000
 """At most so many real images are compared with generated ones."""
 CPU: Final = torch.device("cpu")
+Masks = Literal["exported", "fresh"]
+"""Whether one exported mask is judged, or one fresh mask for each batch: `benchmarks.masks`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Setting:
         device: where to train.
         cache: where trained classifiers are kept.
         accuracy_score: whether to take it after the last round of a run that draws classes.
+        masks: which are judged; by default those of models as they are exported.
     """
 
     config: RunConfig
@@ -50,6 +54,7 @@ class Setting:
     device: torch.device = CPU
     cache: Path | None = Path("build/cache")
     accuracy_score: bool = True
+    masks: Masks | None = None
 
     def source(self, *, train: bool = True) -> ImageSource:
         """The training part of the run's data set, or its test part."""
@@ -75,17 +80,29 @@ class Setting:
             device=self.device,
         )
 
-    def judged(self, judge: Evaluator, model: ExportedModel) -> tuple[Tensor, dict[str, Any]]:
-        """A model's images, and the part of a line that says how good they are."""
+    def judged(
+        self, judge: Evaluator, model: Sampler, rounds: int
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The images of a model after so many rounds, and how good they are as part of a line."""
         images, intended = judge.draw(model, self.samples)
         line = quality_of(judge, images, intended)
-        if self.accuracy_score and model.class_names and model.round == self.config.rounds:
+        if self.accuracy_score and model.class_names and rounds == self.config.rounds:
             line["accuracy_score"] = score_model(model, self.source(train=False))
         return images, line
 
     def due(self, rounds: int) -> bool:
         """Whether to evaluate after so many rounds."""
         return rounds % self.every == 0 or rounds == self.config.rounds
+
+
+def grid_of(model: Sampler) -> Grid:
+    """A picture of what a model draws, with a row for each class that it learned."""
+    if isinstance(model, ExportedModel):
+        return model_grid(model)
+    if not model.class_names:
+        return Grid.square(model.sample(UNLABELLED))
+    labels = np.tile(np.array(model.learned, dtype=np.int64), PER_CLASS)
+    return Grid.by_class(model.sample(len(labels), labels=labels), labels, model.class_names)
 
 
 @dataclass(frozen=True)
@@ -162,6 +179,10 @@ def command(measure: Callable[[Setting], Iterator[Measured]], summary: str) -> C
         accuracy_score: Annotated[
             bool, typer.Option(help="Take it after the last round of a run that draws classes.")
         ] = True,
+        masks: Annotated[
+            Masks | None,
+            typer.Option(help="Judge the exported mask, or a fresh one a batch as published."),
+        ] = None,
         as_json: Annotated[  # noqa: ARG001 - so that every benchmark takes it
             bool, typer.Option("--json", help="One JSON line per evaluation, as without.")
         ] = False,
@@ -171,7 +192,8 @@ def command(measure: Callable[[Setting], Iterator[Measured]], summary: str) -> C
         try:
             run = load_config(config, override or ())
             on = torch.device(device)
-            setting = Setting(run, data_dir, features, every, samples, on, cache, accuracy_score)
+            judging = (features, every, samples, on, cache, accuracy_score, masks)
+            setting = Setting(run, data_dir, *judging)
             for measured in measure(setting):
                 print(json.dumps(measured.line), flush=True)
                 if picture is not None:

@@ -155,7 +155,7 @@ class PublishedRecipe:
     Args:
         config: the run.
         encoder: whose weights are used.
-        real: moments of the real images.
+        real: moments of the real images, of one group.
         weights: (d,) frozen weights.
         scores: (d,) initial logits.
     """
@@ -172,6 +172,7 @@ class PublishedRecipe:
         self.generator = PublishedGenerator(Architecture.of(config), weights, scores)
         self.encoder = PublishedEncoder(encoder)
         self.real = real
+        self.reduction = train.moving_average_loss
         features = real.mean.numel()
         self.net_mean = nn.Linear(features, 1, bias=False)
         self.net_variance = nn.Linear(features, 1, bias=False)
@@ -201,14 +202,14 @@ class PublishedRecipe:
         loss = torch.zeros(())
         pairs = zip(
             (self.net_mean, self.net_variance),
-            (self.real.mean, self.real.variance),
+            (self.real.mean[0], self.real.variance[0]),
             generated,
             self.optimisers,
             strict=False,
         )
         for net, real, fake, optimiser in pairs:
             difference = (real - fake).detach().view(1, -1)
-            F.mse_loss(net.weight, difference, reduction="sum").backward()  # type: ignore[no-untyped-call]
+            F.mse_loss(net.weight, difference, reduction=self.reduction).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             weight = net.weight.detach().view(-1)
             loss = loss + weight @ real - weight @ fake

@@ -14,6 +14,7 @@ from typing import Any, Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.masks import MASKS
 from common.errors import ConfigError
 from common.files import write_atomically
 
@@ -146,6 +147,7 @@ def _columns(methods: Group, name: str) -> list[str]:
     features = name[name.index("(") :]
     columns = [f"KID {features}", "precision", "recall", "density", "coverage"]
     columns += ["read_as_intended", "accuracy_score", f"{name} by client, worst"]
+    columns += [f"{name} of {MASKS} exported masks, {what}" for what in ("mean", "spread")]
     return [column for column in columns if column in present]
 
 

@@ -26,7 +26,7 @@ import typer
 import benchmarks.peers.fedavg_gan
 import benchmarks.peers.md_gan
 import benchmarks.simulate
-from benchmarks.measure import Measured, Setting
+from benchmarks.measure import Masks, Measured, Setting
 from benchmarks.report import write_report
 from common.catalogue import DATA_SETS
 from common.config import RunConfig, parse_config
@@ -34,19 +34,25 @@ from common.errors import ConfigError, PrismError
 
 Measure = Callable[[Setting], Iterator[Measured]]
 
-_PUBLISHED: Final = (
+_UNLABELLED: Final = ("data.labels=ignore",)
+_RECIPE: Final = (
+    "model.fan_in=torch",
     "train.straight_through=scaled",
     "train.annealing=0",
     "train.learning_rate=0.1",
     "train.learning_rate_final=0.1",
+    "train.moving_average_start=uniform",
+    "train.moving_average_loss=mean",
     "sharpening=1",
     "mada.enabled=true",
     "mada.space=score",
+    "mada.scores=replaced",
     "codec.up=raw",
     "codec.down=keyframe",
     "output.mask=sample",
     "output.average=0",
 )
+_PUBLISHED: Final = (*_RECIPE, *_UNLABELLED)
 
 
 @dataclass(frozen=True)
@@ -56,24 +62,26 @@ class Method:
     Attributes:
         changes: to the size's config.
         measure: what runs it.
+        masks: which are judged; None where there are none.
     """
 
     changes: tuple[str, ...]
     measure: Measure = benchmarks.simulate.measure
+    masks: Masks | None = "exported"
 
 
 # FedPM has no row: with one bit a parameter it aggregates as PRISM-dagger does, bit for bit.
 METHODS: Final[Mapping[str, Method]] = {
     "prism": Method(()),
+    "prism-unlabelled": Method(_UNLABELLED),
     "prism-alpha": Method(("alpha=0.7",)),
-    "prism-sparse": Method(("codec.coordinates_per_round=0.3",)),
-    "prism-raw": Method(("codec.up=raw", "codec.down=keyframe")),
-    "prism-published": Method(_PUBLISHED),
-    "prism-dagger": Method((*_PUBLISHED, "mada.enabled=false")),
-    "prism-alpha-published": Method((*_PUBLISHED, "alpha=0.7")),
-    "fedavg": Method(("method=fedavg",)),
-    "fedavg-gan": Method((), benchmarks.peers.fedavg_gan.measure),
-    "md-gan": Method((), benchmarks.peers.md_gan.measure),
+    "prism-published": Method(_PUBLISHED, masks="fresh"),
+    "prism-dagger": Method((*_PUBLISHED, "mada.enabled=false"), masks="fresh"),
+    "prism-alpha-published": Method((*_PUBLISHED, "alpha=0.7"), masks="fresh"),
+    "prism-published-labels": Method(_RECIPE, masks="fresh"),
+    "fedavg": Method(("method=fedavg",), masks=None),
+    "fedavg-gan": Method((), benchmarks.peers.fedavg_gan.measure, masks=None),
+    "md-gan": Method((), benchmarks.peers.md_gan.measure, masks=None),
 }
 DATA: Final = tuple(name for name in DATA_SETS if name != "folder")
 PARTITIONS: Final = ("iid", "shards", "dirichlet", "attribute")
@@ -142,6 +150,7 @@ class Cell:
     def path(self, out: Path, setting: Setting) -> Path:
         """Its file; another config or another way to judge it has another name."""
         judged = f"{setting.features}-{setting.every}-{setting.samples}"
+        judged += "-fresh" if setting.masks == "fresh" else ""
         digest = self.config().run_id().hex()[:8]
         return out / f"{self.name.replace('/', '-')}-{judged}-{digest}.jsonl"
 
@@ -171,13 +180,16 @@ def run_cell(cell: Cell, setting: Setting, out: Path) -> Path:
 
     Args:
         cell: what to measure.
-        setting: how; its config is replaced by the cell's.
+        setting: how; its config is replaced by the cell's, and a choice of masks that it does
+            not make, or that means nothing to the method, by the method's.
         out: where the files are.
 
     Raises:
         PrismError: the cell cannot be run as asked.
     """
-    setting = replace(setting, config=cell.config())
+    own = METHODS[cell.method].masks
+    masks = None if own is None else setting.masks or own
+    setting = replace(setting, config=cell.config(), masks=masks)
     path = cell.path(out, setting)
     if path.exists() and is_whole(path):
         return path
@@ -207,6 +219,8 @@ def _header(cell: Cell, setting: Setting) -> dict[str, Any]:
     command += ["--every", str(setting.every), "--samples", str(setting.samples)]
     on_cpu = setting.device.type == "cpu"
     command += ["--threads", str(torch.get_num_threads())] if on_cpu else ["--device", "cuda"]
+    if setting.masks not in (None, METHODS[cell.method].masks):
+        command += ["--masks", str(setting.masks)]
     command += [f"--set={change}" for change in cell.changes]
     if cell.data != "digits":
         command += ["--data-dir", "data"]
@@ -260,6 +274,10 @@ def main(
     samples: Annotated[int, typer.Option(min=10, help="Generated images an evaluation.")] = 5000,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 lets torch choose.")] = 0,
+    masks: Annotated[
+        Masks | None,
+        typer.Option(help="Judge exported masks or fresh ones; by default as each row says."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where cells are kept.")] = Path("runs/reproduce"),
     docs: Annotated[Path, typer.Option(help="Where tables and curves go.")] = Path("docs/results"),
     show: Annotated[bool, typer.Option("--list", help="Only name the cells.")] = False,
@@ -280,7 +298,8 @@ def main(
             return
         if not tables:
             on = torch.device(device)
-            setting = Setting(cells[0].config(), data_dir, features, every, samples, on)
+            judging = (features, every, samples, on)
+            setting = Setting(cells[0].config(), data_dir, *judging, masks=masks)
             for cell in cells:
                 path = run_cell(cell, setting, out)
                 if as_json:

@@ -7,6 +7,7 @@ would if the noise were the same. One JSON line per evaluation.
 
     python -m benchmarks.simulate configs/quickstart.toml --every 10
     python -m benchmarks.simulate configs/mnist.toml --data-dir data --set codec.up=flips
+    python -m benchmarks.simulate configs/published.toml --data-dir data --masks fresh
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.measure import Measured, Meter, Setting, command
+from benchmarks.masks import FreshMasks, check_has_masks, over_masks
+from benchmarks.measure import Measured, Meter, Setting, command, grid_of
 from client.local_images import LocalImages, local_moments
 from client.loss import Moments
 from client.mechanisms import noisy_values
@@ -33,7 +35,7 @@ from common.encoders import FeatureEncoder, load_encoder
 from common.errors import ConfigError
 from common.model.architecture import Architecture
 from common.model.export import build_model
-from common.model.grid import model_grid
+from common.model.sampler import Sampler
 from common.server_update import hamming
 from common.state import GlobalState, Values, entropy_bits, sigma
 from common.theory import MaskBits, figures
@@ -160,6 +162,8 @@ def client_moments(
 def measure(setting: Setting) -> Iterator[Measured]:
     """Simulate the run of a setting; one line per evaluation."""
     run, device = setting.config, setting.device
+    if setting.masks == "fresh":
+        check_has_masks(run)
     encoder = load_encoder(run.encoder.name, run.encoder.layers, run.encoder.pool).to(device)
     moments = client_moments(run, setting.source(), encoder, device)
     judge = setting.evaluator()
@@ -168,9 +172,11 @@ def measure(setting: Setting) -> Iterator[Measured]:
         meter.add(done.up_bytes, done.down_bytes * len(moments), done.seconds)
         if not setting.due(done.state.round):
             continue
-        model = build_model(run, done.source.state, done.source.unseen, done.source.cells)
-        images, quality = setting.judged(judge, model)
+        model = _model(setting, done.source)
+        images, quality = setting.judged(judge, model, done.state.round)
         masked = done.state.values.dtype == np.int16
+        if masked and run.output.mask == "sample" and done.state.round == run.rounds:
+            quality |= over_masks(judge, run, done.source, setting.samples)
         bits = MaskBits.mean(update_bits(run, done.start, values) for values in done.locals)
         of_mask = {
             "lambda": done.lam,
@@ -179,7 +185,14 @@ def measure(setting: Setting) -> Iterator[Measured]:
             **figures(bits),
         }
         line = meter.line(done.state.round) | of_mask | quality
-        yield Measured(line, images, model_grid(model))
+        yield Measured(line, images, grid_of(model))
+
+
+def _model(setting: Setting, source: ModelSource) -> Sampler:
+    """What is judged of a run."""
+    if setting.masks == "fresh":
+        return FreshMasks(setting.config, source, setting.device)
+    return build_model(setting.config, source.state, source.unseen, source.cells)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ smoothed by moving averages, and the generator descends along the smoothed diffe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -207,17 +208,45 @@ def class_moments(
 class MovingAverages:
     """v_m and v_v of each group: moved by one Adam step a batch towards the current difference.
 
+    Args:
+        groups: G.
+        features: F.
+        rate: Adam's learning rate.
+        device: where they are.
+        loss: whether Adam follows the sum or the mean over the features of the squared error. It
+            divides a gradient by its own size, so that tells only where gradients are about as
+            small as its epsilon.
+
     Attributes:
         mean: G times (F,) v_m, of real mean minus generated mean.
         variance: G times (F,) v_v, likewise of the variances.
     """
 
-    def __init__(self, groups: int, features: int, rate: float, device: torch.device) -> None:
+    def __init__(
+        self,
+        groups: int,
+        features: int,
+        rate: float,
+        device: torch.device,
+        loss: Literal["sum", "mean"] = "sum",
+    ) -> None:
         def zeros() -> list[Tensor]:
             return [torch.zeros(features, device=device, requires_grad=True) for _ in range(groups)]
 
         self.mean, self.variance = zeros(), zeros()
         self.optimiser = torch.optim.Adam([*self.mean, *self.variance], lr=rate, betas=(0.5, 0.999))
+        self._slope = 2 if loss == "sum" else 2 / features
+
+    @property
+    def moved(self) -> bool:
+        """Whether a step was made, by these or by those whose state was loaded."""
+        return bool(self.optimiser.state)
+
+    def scatter(self, noise: torch.Generator) -> None:
+        """Start uniform in +-1 / sqrt(F), as torch starts a linear layer of F inputs."""
+        with torch.no_grad():
+            for average in (*self.mean, *self.variance):
+                average.uniform_(-1, 1, generator=noise).div_(math.sqrt(len(average)))
 
     def step(self, real: Moments, generated: Moments, drawn: Sequence[int]) -> Tensor:
         """Move the averages of the groups that were drawn, then return the generator's loss.
@@ -239,7 +268,7 @@ class MovingAverages:
             ):
                 difference = target - value
                 # The gradient of the squared error |v - difference|^2, which Adam follows.
-                average.grad = 2 * (average.detach() - difference.detach())
+                average.grad = self._slope * (average.detach() - difference.detach())
                 terms.append((average, difference))
         self.optimiser.step()
         products = [average.detach() @ difference for average, difference in terms]

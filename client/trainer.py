@@ -96,8 +96,8 @@ class Trainer(ABC):
             [self._trained], lr=config.train.learning_rate, betas=(0.5, 0.999), fused=True
         )
         groups, features = real.mean.shape
-        rate = config.train.moving_average_rate
-        self._averages = MovingAverages(groups, features, rate, device)
+        rate, loss = config.train.moving_average_rate, config.train.moving_average_loss
+        self._averages = MovingAverages(groups, features, rate, device, loss)
         self._labels = torch.tensor(real.classes, device=device) if real.classes else None
         self._codes = torch.from_numpy(real.cells.codes).to(device) if real.cells else None
 
@@ -135,8 +135,9 @@ class Trainer(ABC):
         """
         train = self._config.train
         started = time.monotonic()
-        noise = torch.Generator(self._device)
-        noise.manual_seed(derive_seed(self._config.seed, "local-noise", state.round, client))
+        noise = self._stream("local-noise", state.round, client)
+        if train.moving_average_start == "uniform" and not self._averages.moved:
+            self._averages.scatter(self._stream("moving-average-start", client))
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate(train, state.round, self._config.rounds)
         with torch.no_grad():
@@ -193,6 +194,10 @@ class Trainer(ABC):
             drawn = torch.randperm(len(groups), generator=noise, device=self._device)[:most]
             groups = sorted(drawn.tolist())
         return groups
+
+    def _stream(self, purpose: str, *ids: int | str) -> torch.Generator:
+        stream = torch.Generator(self._device)
+        return stream.manual_seed(derive_seed(self._config.seed, purpose, *ids))
 
     def _random(self, draw: Any, noise: torch.Generator, *shape: int) -> Tensor:
         drawn: Tensor = draw(*shape, generator=noise, device=self._device)

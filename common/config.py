@@ -70,6 +70,9 @@ class ModelConfig(_Section):
     channels: Literal[1, 3] | None = None
     """Grey or colour; by default what `data.name` has."""
     latent: Annotated[int, Field(ge=1, le=4096)] = 128
+    fan_in: Literal["inputs", "torch"] = "inputs"
+    """By which the magnitude of the first layer's weights is chosen: the inputs that meet in an
+    output, or what torch takes for the fan-in of a transposed convolution, as published."""
 
 
 class EncoderConfig(_Section):
@@ -96,6 +99,11 @@ class TrainConfig(_Section):
     """Reached along a half cosine in the last round; equal to the first for no schedule."""
     moving_average_rate: Annotated[float, Field(gt=0)] = 1e-5
     """Adam's on the moving averages of the feature differences."""
+    moving_average_start: Literal["zero", "uniform"] = "zero"
+    """Where they start; uniform in +-1 / sqrt(features) is as published."""
+    moving_average_loss: Literal["sum", "mean"] = "sum"
+    """Over the features, of the squared error that Adam follows; with the mean, as published,
+    gradients are small enough for Adam's epsilon to slow the smallest differences down."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of all convolutions but the encoder's first; bfloat16 is faster where hardware has it."""
     straight_through: Literal["scaled", "unscaled"] = "unscaled"
@@ -113,6 +121,8 @@ class MadaConfig(_Section):
 
     enabled: bool = False
     space: Literal["score", "probability"] = "score"
+    scores: Literal["damped", "replaced"] = "damped"
+    """PRISM-alpha's averaged scores: moved by lambda as masks are, or at once, as published."""
 
 
 class CodecConfig(_Section):

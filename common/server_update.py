@@ -106,9 +106,9 @@ def advance(
 ) -> GlobalState:
     """Move the state by lambda towards the estimate, and sharpen it: what the round made of it.
 
-    Uploaded scores move as scores. With the error-feedback downlink sharpening is left to
-    `common.downlink.move_by_levels`: of this move that downlink sends a quantised part, and what
-    is sharpened is the state that was broadcast.
+    Uploaded scores move as scores, at once where `mada.scores` is "replaced". With the
+    error-feedback downlink sharpening is left to `common.downlink.move_by_levels`: of this move
+    that downlink sends a quantised part, and what is sharpened is the state that was broadcast.
 
     Args:
         config: the run.
@@ -122,7 +122,8 @@ def advance(
     new = np.empty_like(scores)
     new[:border] = move(scores[:border], target[:border], lam)
     s = scores[border:].astype(np.int64)
-    new[border:] = s + (((counts.mean_scores - s) * lam + LAMBDA_ONE // 2) >> 16)
+    by = lam if config.mada.scores == "damped" else LAMBDA_ONE
+    new[border:] = s + (((counts.mean_scores - s) * by + LAMBDA_ONE // 2) >> 16)
     moved = GlobalState(state.round + 1, new)
     return moved if config.codec.down == "error-feedback" else sharpened(config, moved)
 

@@ -39,6 +39,7 @@ CASES = {
     "flips": ("codec.up=flips",),
     "raw, MADA": ("codec.up=raw", "mada.enabled=true"),
     "alpha": ("alpha=0.5", "mada.enabled=true", "mada.space=probability"),
+    "scores replaced": ("alpha=0.5", "mada.enabled=true", "mada.scores=replaced"),
     # Not every round of these sharpens.
     "many rounds": ("rounds=90",),
     "fedpm": ("method=fedpm", "sharpening=1"),
@@ -48,6 +49,7 @@ PINS = {
     "flips": "0e0f944a 668864f0 4ffbf01e a1007f4c 2e04ed01",
     "raw, MADA": "6ea23fab 47877597 d1dee4cb 596aae71 33466d27",
     "alpha": "2609abde d3718ad2 db058cc3 2c02435a 9aee6694",
+    "scores replaced": "6ccda090 30bc54c2 17745252 92b43ffb 548018a5",
     "many rounds": "3ad36654 7290137c 59980a57 8fb98f9c 444edb11",
     "fedpm": "ff373afe 587074fe 7fb621cb e779aaba 82070c24",
     "fedavg": "4ed5c104 2c98aabb cf4f3828 2a602250 0b314e91",
@@ -57,6 +59,7 @@ FEEDBACK_PINS = {
     "flips": "356a803f f85cf4b1 b5a3a8de 51332f98 b0c17908",
     "raw, MADA": "edd5ffe8 7e53abff 24bc87e9 ada37225 d8f22031",
     "alpha": "4db81ec6 f2d1f4ff 4a3ffccf 68e3e9f9 c690167c",
+    "scores replaced": "157dcdd1 62958da7 94473885 ad07cf7b 6c7c08b1",
     "many rounds": "eae74f18 7424c363 956cb23d 6a2ef2ed 83acd0df",
     "fedpm": "771e1b68 159795de 8b9d54a4 60b3135f d8c98aa6",
 }

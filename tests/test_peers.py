@@ -1,37 +1,34 @@
-"""The peers' arithmetic and bytes, and the grid that holds everyone to the same work."""
+"""The peers' arithmetic and bytes, with classes and without."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
-from typer.testing import CliRunner
+from torch import Tensor, nn
 
-from benchmarks import reproduce
-from benchmarks.measure import Measured, Meter, Setting, command
+from benchmarks.measure import Setting
 from benchmarks.peers import fedavg_gan, md_gan
 from benchmarks.peers.networks import (
     AveragedGenerator,
+    Labelled,
+    Network,
     batches,
+    client_images,
     discriminator,
     generator,
     generator_loss,
     noise_vectors,
     parameter_bytes,
     sample,
+    taught_classes,
 )
-from benchmarks.report import Line, Measurement, bytes_until, table, write_report
-from common.config import RunConfig, load_config, parse_config
-from common.downlink import initial_state
-from common.errors import ConfigError, PrismError
-from common.model.export import build_model
-from common.model.grid import Grid
+from common.config import RunConfig, parse_config
+from common.data import open_source
+from common.errors import ConfigError
 
 CPU = torch.device("cpu")
 TINY = (
@@ -43,30 +40,56 @@ TINY = (
     "train.local_steps=2",
     "train.batch_size=4",
 )
-CONFIG = parse_config("", TINY)
-SETTING = Setting(CONFIG, None, "small", every=1, samples=20, accuracy_score=False)
+CLASSES = parse_config("", TINY)
+UNLABELLED = parse_config("", [*TINY, "data.labels=ignore"])
+BOTH = pytest.mark.parametrize("config", [CLASSES, UNLABELLED], ids=["classes", "unlabelled"])
+PEERS = pytest.mark.parametrize("peer", [fedavg_gan, md_gan])
 
 
-def parts(count: int = 3) -> list[torch.Tensor]:
+def setting_of(config: RunConfig) -> Setting:
+    return Setting(config, None, "small", every=1, samples=20, accuracy_score=False)
+
+
+def parts(config: RunConfig, count: int = 3) -> list[Labelled]:
     torch.manual_seed(0)
-    return [torch.rand(8, 1, 16, 16) * 2 - 1 for _ in range(count)]
+    images = [torch.rand(8, 1, 16, 16) * 2 - 1 for _ in range(count)]
+    labels = torch.arange(8) if config.classes else None
+    return [Labelled(x, labels) for x in images]
 
 
+def some_labels(config: RunConfig, count: int) -> Tensor | None:
+    return torch.arange(count) % len(config.classes) if config.classes else None
+
+
+@pytest.mark.parametrize("labels", ["use", "ignore"])
 @pytest.mark.parametrize("size", [16, 32, 64])
 @pytest.mark.parametrize("data", ["mnist", "cifar10"])
-def test_networks_fit_each_other(size: int, data: str) -> None:
-    config = parse_config("", ["model.width=2", f"model.image_size={size}", f"data.name={data}"])
-    images = generator(config)(torch.randn(3, config.model.latent, 1, 1))
+def test_networks_fit_each_other(size: int, data: str, labels: str) -> None:
+    changes = [f"model.image_size={size}", f"data.name={data}", f"data.labels={labels}"]
+    config = parse_config("", ["model.width=2", *changes])
+    chosen = some_labels(config, 3)
+    images = generator(config)(torch.randn(3, config.model.latent, 1, 1), chosen)
     assert images.shape == (3, config.channels, size, size)
     assert images.abs().max() <= 1
-    assert discriminator(config)(images).shape == (3, 1)
+    assert discriminator(config)(images, chosen).shape == (3, 1)
     assert not [buffer for net in (generator, discriminator) for buffer in net(config).buffers()]
-    assert sample(generator(config), config, 7, CPU).shape == (7, config.channels, size, size)
+    drawn = sample(generator(config), config, 7, labels=some_labels(config, 7))
+    assert drawn.shape == (7, config.channels, size, size)
 
 
-def test_the_generator_is_as_large_as_prisms() -> None:
-    config = parse_config("", ["model.width=16", "data.name=mnist"])
-    assert parameter_bytes(generator(config)) == 4 * 426_945
+@pytest.mark.parametrize(("labels", "weights"), [("use", 447_425), ("ignore", 426_945)])
+def test_the_generator_is_as_large_as_prisms(labels: str, weights: int) -> None:
+    config = parse_config("", ["model.width=16", "data.name=mnist", f"data.labels={labels}"])
+    assert parameter_bytes(generator(config)) == 4 * weights
+
+
+def test_a_class_is_a_plane_of_ones_beside_the_input() -> None:
+    x = torch.randn(2, 1, 3, 3)
+    joined = Network(4, [nn.Identity()])(x, torch.tensor([2, 0]))
+    assert joined.shape == (2, 5, 3, 3)
+    assert torch.equal(joined[:, :1], x)
+    assert joined[:, 1:].mean((2, 3)).tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
+    assert torch.equal(Network(0, [nn.Identity()])(x), x)
 
 
 def test_averages_are_means() -> None:
@@ -82,7 +105,7 @@ def test_a_peer_is_judged_by_the_average_of_its_rounds(share: int) -> None:
     config = parse_config("", [*TINY, f"output.average={share}"])
     torch.manual_seed(2)
     before, first, last = (generator(config) for _ in range(3))
-    averaged = AveragedGenerator(config, before)
+    averaged = AveragedGenerator(config, before, learned=(1, 4))
     averaged.add(1, first)
     averaged.add(2, last)
     expected = generator(config)
@@ -90,264 +113,147 @@ def test_a_peer_is_judged_by_the_average_of_its_rounds(share: int) -> None:
     with torch.no_grad():
         for mean, early, late in pairs:
             mean.copy_((early + late) / 2 if share else late)
-    difference = averaged.sample(5, CPU).int() - sample(expected, config, 5, CPU).int()
+    labels = torch.tensor([1, 4, 1, 4, 1])
+    ours = averaged.sample(5)
+    difference = ours.int() - sample(expected, config, 5, labels=labels).int()
     assert difference.abs().max() <= 1
+    assert torch.equal(ours, averaged.sample(5, labels=labels.numpy()))
+    assert not torch.equal(ours, averaged.sample(5, labels=np.array([1, 1, 1, 1, 1])))
+    assert not torch.equal(ours, averaged.sample(5, seed=1))
 
 
-def test_fedavg_gan_moves_both_networks_both_ways() -> None:
-    first, second = fedavg_gan.measure(SETTING)
-    size = parameter_bytes(generator(CONFIG)) + parameter_bytes(discriminator(CONFIG))
-    assert (first.line["up_bytes"], second.line["up_bytes"]) == (3 * size, 6 * size)
-    assert second.line["down_bytes"] == 6 * size
+@PEERS
+@BOTH
+def test_peers_run_and_are_judged_by_the_classes_they_were_asked_for(
+    peer: ModuleType, config: RunConfig
+) -> None:
+    first, second = peer.measure(setting_of(config))
+    assert (first.line["rounds"], second.line["rounds"]) == (1, 2)
+    assert second.line["up_bytes"] == 2 * first.line["up_bytes"] > 0
     assert second.line["FD (small)"] > 0
+    assert ("fewest_of_a_class" in second.line) == bool(config.classes)
     assert not torch.equal(first.images, second.images)
-    assert torch.equal(first.grid.images, first.images[:64])
-    again = list(fedavg_gan.measure(SETTING))[-1]
+    again = list(peer.measure(setting_of(config)))[-1]
     assert torch.equal(again.images, second.images)
 
 
-def test_md_gan_feedback_is_the_chain_rule() -> None:
+def test_peers_have_an_accuracy_score_after_the_last_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("common.quality.accuracy.IMAGES", 100)
+    monkeypatch.setattr("common.quality.lenet._IMAGES_SEEN", 200)
+    setting = dataclasses.replace(setting_of(CLASSES), accuracy_score=True)
+    first, second = fedavg_gan.measure(setting)
+    assert "accuracy_score" not in first.line
+    assert 0 <= second.line["accuracy_score"] <= 1
+
+
+@PEERS
+def test_a_choice_of_masks_means_nothing_to_a_gan(peer: ModuleType) -> None:
+    setting = dataclasses.replace(setting_of(CLASSES), masks="fresh")
+    with pytest.raises(ConfigError, match="a GAN has no masks"):
+        next(peer.measure(setting))
+
+
+@BOTH
+def test_fedavg_gan_moves_both_networks_both_ways(config: RunConfig) -> None:
+    first, second = fedavg_gan.measure(setting_of(config))
+    size = parameter_bytes(generator(config)) + parameter_bytes(discriminator(config))
+    assert (first.line["up_bytes"], second.line["up_bytes"]) == (3 * size, 6 * size)
+    assert second.line["down_bytes"] == 6 * size
+
+
+def test_a_client_of_fedavg_gan_draws_the_classes_of_its_real_batches() -> None:
+    """Its steps move the generator's weights of its own class, and of no other."""
+    torch.manual_seed(1)
+    (part,) = parts(CLASSES, 1)
+    client = fedavg_gan.GanClient(CLASSES, part._replace(labels=torch.full((8,), 3)), 0, 2e-4)
+    before = [network.state_dict() for network in client.networks]
+    before = [{key: value.clone() for key, value in state.items()} for state in before]
+    client.train(before)
+    moved = client.networks[0].state_dict()["0.weight"] != before[0]["0.weight"]
+    assert moved.any(dim=3).any(dim=2).any(dim=1).tolist() == [True] * 4 + [
+        label == 3 for label in range(10)
+    ]
+
+
+@BOTH
+def test_md_gan_feedback_is_the_chain_rule(config: RunConfig) -> None:
     """With one client, the server's gradient is that of one network on top of the other."""
     torch.manual_seed(1)
-    federation = md_gan.MdGan(CONFIG, parts(1), rate=0.0)
+    federation = md_gan.MdGan(config, parts(config, 1), rate=0.0)
     kept = federation._noise.get_state()
     federation.iterate()
     noise = torch.Generator()
     noise.set_state(kept)
-    z = noise_vectors(CONFIG, 4, noise)
+    z, labels = noise_vectors(config, 4, noise), some_labels(config, 4)
     gradients = [p.grad for p in federation.generator.parameters()]
-    images = federation.generator(z)
-    loss = generator_loss(federation._judges[0], images)
+    fake = Labelled(federation.generator(z, labels), labels)
+    loss = generator_loss(federation._judges[0], fake)
     expected = torch.autograd.grad(loss, list(federation.generator.parameters()))
     for ours, whole in zip(gradients, expected, strict=True):
         assert ours is not None
         torch.testing.assert_close(ours, whole, atol=1e-6, rtol=1e-4)
 
 
-def test_md_gan_swaps_in_a_cycle_and_counts_it() -> None:
+@BOTH
+def test_md_gan_swaps_in_a_cycle_and_counts_it(config: RunConfig) -> None:
     torch.manual_seed(1)
-    federation = md_gan.MdGan(CONFIG, parts(), rate=2e-4)
+    federation = md_gan.MdGan(config, parts(config), rate=2e-4)
     # Eight images in batches of four: every second iteration ends a pass.
-    batch, judge = 4 * 16 * 16 * 4, parameter_bytes(discriminator(CONFIG))
-    assert federation.iterate() == (3 * batch, 3 * batch)
+    batch, judge = 4 * 16 * 16 * 4, parameter_bytes(discriminator(config))
+    labels = 4 if config.classes else 0
+    assert federation.iterate() == (3 * batch, 3 * (batch + labels))
     before = [j[0].weight.clone() for j in federation._judges]
     federation._swap()
     after = [j[0].weight for j in federation._judges]
     moved = [[torch.equal(a, b) for b in before] for a in after]
     assert not any(moved[i][i] for i in range(3))
     assert all(sum(row) == 1 for row in moved)
-    assert federation.iterate() == (3 * (batch + judge), 3 * (batch + judge))
+    assert federation.iterate() == (3 * (batch + judge), 3 * (batch + labels + judge))
 
 
-def test_md_gan_sends_two_batches_where_there_are_two() -> None:
-    federation = md_gan.MdGan(CONFIG, parts(8), rate=2e-4)
-    batch = 4 * 16 * 16 * 4
-    assert federation.iterate() == (8 * batch, 16 * batch)
+@BOTH
+def test_md_gan_sends_two_batches_where_there_are_two(config: RunConfig) -> None:
+    federation = md_gan.MdGan(config, parts(config, 8), rate=2e-4)
+    batch, labels = 4 * 16 * 16 * 4, 4 if config.classes else 0
+    assert federation.iterate() == (8 * batch, 16 * (batch + labels))
 
 
-def test_md_gan_runs() -> None:
-    lines = [measured.line for measured in md_gan.measure(SETTING)]
-    assert [line["rounds"] for line in lines] == [1, 2]
-    assert lines[1]["up_bytes"] == 2 * lines[0]["up_bytes"] > 0
+def test_the_server_of_md_gan_draws_all_classes_in_turn() -> None:
+    federation = md_gan.MdGan(CLASSES, parts(CLASSES), rate=2e-4)
+    drawn = [federation._generate().labels for _ in range(4)]
+    assert [labels.tolist() for labels in drawn if labels is not None] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+    ]
 
 
-def test_batches_are_of_the_clients_own_images() -> None:
+@BOTH
+def test_batches_are_of_the_clients_own_images(config: RunConfig) -> None:
     images = torch.arange(6).float().view(6, 1, 1, 1)
-    drawn = batches(images, 50, torch.Generator().manual_seed(0))
-    assert set(next(drawn).flatten().tolist()) == set(range(6))
+    labels = torch.arange(6) + 2 if config.classes else None
+    drawn = batches(Labelled(images, labels), 50, torch.Generator().manual_seed(0))
+    batch = next(drawn)
+    assert set(batch.images.flatten().tolist()) == set(range(6))
+    if batch.labels is None:
+        assert not config.classes
+    else:
+        assert torch.equal(batch.labels, batch.images.flatten().long() + 2)
 
 
-def test_the_meter() -> None:
-    meter = Meter(clients=2, parameters=80)
-    meter.add(40, 160, 1.0)
-    meter.add(20, 320, 2.0)
-    assert meter.line(2) == {
-        "rounds": 2,
-        "up_bytes": 60,
-        "down_bytes": 480,
-        "bits_up": 1.0,
-        "bits_down": 16.0,
-        "seconds": 3.0,
-    }
-
-
-def invoke(main: Any, *words: str) -> Any:
-    import typer
-
-    app = typer.Typer()
-    app.command()(main)
-    return CliRunner().invoke(app, words)
-
-
-def test_the_command_line_of_a_measurement(tmp_path: Path) -> None:
-    def measure(setting: Setting) -> Iterator[Measured]:
-        images = torch.zeros(4, 1, 8, 8).byte()
-        yield Measured({"rounds": setting.config.rounds}, images, Grid.square(images))
-
-    def fail(setting: Setting) -> Iterator[Measured]:
-        raise PrismError("no")
-
-    (tmp_path / "c.toml").write_text("rounds = 3")
-    words = [str(tmp_path / "c.toml"), "--json", "--picture", str(tmp_path / "p.png")]
-    result = invoke(command(measure, "x"), *words)
-    assert json.loads(result.output) == {"rounds": 3}
-    assert (tmp_path / "p.png").stat().st_size > 0
-    assert invoke(command(fail, "x"), str(tmp_path / "c.toml")).exit_code == 1
-
-
-def test_a_run_that_draws_classes_is_judged_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.quality.accuracy.IMAGES", 100)
-    monkeypatch.setattr("common.quality.lenet._IMAGES_SEEN", 200)
-    config = parse_config("", [*TINY, "data.partition=shards"])
-    setting = Setting(config, None, "small", samples=1500)
-    judge = setting.evaluator()
-    first = build_model(config, initial_state(config))
-    images, line = setting.judged(judge, first)
-    assert images.shape == (1500, 1, 16, 16)
-    assert {"KID (small)", "FD (small) by client, mean", "FD (small) by client, worst"} <= {*line}
-    assert all(isinstance(value, float | int) for value in line.values())
-    assert "accuracy_score" not in line
-    last = dataclasses.replace(first, round=config.rounds)
-    assert "accuracy_score" in setting.judged(judge, last)[1]
-    without = dataclasses.replace(setting, accuracy_score=False)
-    assert "accuracy_score" not in without.judged(judge, last)[1]
-    ignoring = parse_config("", [*TINY, "data.labels=ignore"])
-    setting = Setting(ignoring, None, "small", samples=20)
-    model = dataclasses.replace(build_model(ignoring, initial_state(ignoring)), round=2)
-    line = setting.judged(setting.evaluator(), model)[1]
-    assert not {"accuracy_score", "fewest_of_a_class"} & {*line}
-
-
-def test_the_grid() -> None:
-    cells = list(reproduce.grid("cpu", 3, ("mnist/shards",)))
-    assert len(cells) == 3 * len(reproduce.METHODS)
-    assert not [cell for cell in reproduce.grid("cpu", 1, ()) if cell.data == "fashion"]
-    assert {c.method for c in reproduce.grid("cpu", 1, ("prism",))} == {"prism"}
-    assert {c.data for c in reproduce.grid("cpu", 1, ("attribute",))} == {"celeba"}
-    configs = [cell.config() for cell in reproduce.grid("paper", 2, ())]
-    assert all(config.model.width == 64 for config in configs)
-    seeds = [cell.config() for cell in reproduce.grid("paper", 2, ("mnist/iid/prism",))]
-    assert len({config.run_id() for config in seeds}) == 2
-    names = [cell.path(Path(), SETTING) for cell in reproduce.grid("paper", 2, ())]
-    assert len(set(names)) == len(names)
-
-
-def test_the_published_rows_are_the_published_recipe() -> None:
-    published = load_config(Path("configs/published.toml"))
-    for method, mada, alpha in (
-        ("prism-published", True, 0),
-        ("prism-dagger", False, 0),
-        ("prism-alpha-published", True, 0.7),
-    ):
-        (cell,) = reproduce.grid("cpu", 1, ("mnist/iid", method))
-        run = cell.config()
-        assert (run.sharpening, run.alpha) == (published.sharpening, alpha)
-        assert (run.codec, run.output) == (published.codec, published.output)
-        assert run.mada == published.mada.model_copy(update={"enabled": mada})
-        size = {"local_steps": run.train.local_steps}
-        assert run.train == published.train.model_copy(update=size)
-
-
-def tiny_cells(*only: str) -> list[reproduce.Cell]:
-    return list(reproduce.grid("cpu", 1, ("digits/shards", *only), TINY))
-
-
-def test_cells_are_measured_once_and_reported(tmp_path: Path) -> None:
-    out, docs = tmp_path / "out", tmp_path / "docs"
-    paths = [
-        reproduce.run_cell(cell, SETTING, out)
-        for method in ("prism", "fedavg", "md-gan")
-        for cell in tiny_cells(method)
-    ]
-    assert len(paths) == 3
-    kept = {path: path.read_bytes() for path in paths}
-    facts = json.loads(paths[0].read_text().splitlines()[0])
-    assert "--only digits/shards/prism" in facts["command"]
-    assert isinstance(parse_config(facts["config"]), RunConfig)
-    for cell in tiny_cells("prism"):
-        assert reproduce.run_cell(cell, SETTING, out) == paths[0]
-    assert all(path.read_bytes() == content for path, content in kept.items())
-
-    paths[1].write_bytes(kept[paths[1]][:-20])
-    assert not reproduce.is_whole(paths[1])
-    written = write_report(paths, docs, reproduce.is_whole)
-    page = (docs / "cpu.md").read_text()
-    assert [path.suffix for path in written] == [".png", ".md"]
-    assert all(path.stat().st_size > 0 for path in written)
-    other = out / "other.jsonl"
-    other.write_bytes(kept[paths[0]])
-    with pytest.raises(ConfigError, match=r"other\.jsonl has the row and the seed of another"):
-        write_report([*paths, other], docs, reproduce.is_whole)
-    second = kept[paths[0]].replace(b'"seed": 1', b'"seed": 2').replace(b"seed = 1", b"seed = 2")
-    other.write_bytes(second)
-    assert write_report([*paths, other], docs, reproduce.is_whole) == written
-    other.write_bytes(second.replace(b"local_steps = 2", b"local_steps = 3"))
-    with pytest.raises(ConfigError, match=r"other\.jsonl was run or judged in another way"):
-        write_report([*paths, other], docs, reproduce.is_whole)
-    assert "| prism |" in page
-    assert "| md-gan |" in page
-    assert "| fedavg |" not in page
-    assert "seed 1" in page
-    for cell in tiny_cells("fedavg"):
-        reproduce.run_cell(cell, SETTING, out)
-    assert reproduce.is_whole(paths[1])
-
-
-def test_a_table_gives_the_last_distance_and_the_mean_of_the_last_third() -> None:
-    facts = {"clients": 2, "total_rounds": 60}
-    shared = dict.fromkeys(("precision", "recall", "density", "coverage"), 0.5)
-    shared |= {"up_bytes": 120_000, "down_bytes": 240_000, "seconds": 120.0}
-    measurements = [
-        Measurement(
-            facts,
-            tuple(
-                {"rounds": at, "FD (small)": value, **shared}
-                for at, value in zip((20, 39, 40, 50, 60), distances, strict=True)
-            ),
-        )
-        for distances in ((900, 900, 30, 60, 90), (900, 900, 40, 70, 10))
-    ]
-    row = table({"prism": measurements}).splitlines()[2]
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:4] == ["prism", "2", "50 ± 57", "50 ± 14"]
-    assert cells[-4:] == ["1 kB", "2 kB", "never", "2"]
-
-
-def test_bytes_until_the_goal_is_reached_for_good() -> None:
-    def measured(*distances: float) -> Measurement:
-        return Measurement(
-            {},
-            tuple(
-                {"FD (lenet)": distance, "up_bytes": at, "down_bytes": 9 * at}
-                for at, distance in enumerate(distances, start=1)
-            ),
-        )
-
-    assert bytes_until(measured(9, 4, 6, 5, 3), "FD (lenet)", 5) == 40
-    assert bytes_until(measured(5), "FD (lenet)", 5) == 10
-    assert bytes_until(measured(3, 3, 6), "FD (lenet)", 5) is None
-
-
-def test_a_table_shows_what_was_measured() -> None:
-    facts = {"clients": 2, "total_rounds": 6}
-    old = {"rounds": 6, "FD (lenet)": 9.0, "coverage": 0.5}
-    old |= {"up_bytes": 12, "down_bytes": 12, "seconds": 6.0}
-    more = {"KID (lenet)": 1.5, "KID (lenet), standard error": 0.1, "read_as_intended": 0.75}
-    more |= {"accuracy_score": 0.5, "FD (lenet) by client, worst": 30.0}
-    rows: dict[str, Line] = {"before": old, "now": old | more}
-    methods = {name: [Measurement(facts, (line,))] for name, line in rows.items()}
-    lines = [row.strip("| ").split(" | ") for row in table(methods).splitlines()]
-    measures = ["KID (lenet)", "coverage", "read as intended", "accuracy score"]
-    assert lines[0][4:9] == [*measures, "FD (lenet) by client, worst"]
-    assert lines[2][4:9] == ["-", "0.5", "-", "-", "-"]
-    assert lines[3][4:9] == ["1.5", "0.5", "0.75", "0.5", "30"]
-    assert "KID" not in table({"before": methods["before"]})
-
-
-def test_the_command_line_of_the_grid(tmp_path: Path) -> None:
-    listed = invoke(reproduce.main, "--list", "--only", "cifar10/iid/fedavg")
-    assert listed.output.strip() == "cpu/cifar10/iid/fedavg/1"
-    assert invoke(reproduce.main, "--only", "nothing").exit_code == 1
-    assert invoke(reproduce.main, "--size", "vast").exit_code == 1
-    places = ["--out", str(tmp_path), "--docs", str(tmp_path / "docs")]
-    assert invoke(reproduce.main, "--tables", *places).exit_code == 0
+def test_clients_hold_the_images_that_prism_trains_on() -> None:
+    config = parse_config("", [*TINY, "data.partition=shards", "data.min_class_size=60"])
+    source = open_source("digits")
+    held = client_images(config, source, CPU)
+    counts = [torch.bincount(part.labels) for part in held if part.labels is not None]
+    assert len(counts) == 3
+    assert all(count == 0 or count >= 60 for of_client in counts for count in of_client.tolist())
+    assert taught_classes(held) == tuple(
+        label for label in range(10) if any(label < len(c) and c[label] for c in counts)
+    )
+    unlabelled = client_images(UNLABELLED, source, CPU)
+    assert sum(len(part.images) for part in unlabelled) == len(source)
+    assert taught_classes(unlabelled) == ()

@@ -14,6 +14,7 @@ from common.cells import CODE_SIZE
 from common.config import RunConfig
 
 Kind = Literal["conv", "transposed", "label"]
+FanIn = Literal["inputs", "torch"]
 BASE = 4
 """Height and width of the first feature map."""
 
@@ -26,7 +27,7 @@ class LayerSpec:
         name: dotted, as in "block0.conv1".
         kind: which operation the weight belongs to.
         shape: of the weight, in torch's order for that operation.
-        fan_in: inputs that meet in one output.
+        fan_in: inputs that meet in one output, or what counts for them.
         offset: first parameter in the flat vector.
     """
 
@@ -61,6 +62,7 @@ class Architecture:
         channels: 1 or 3.
         classes: labels that the generator is told apart by; 0 for none, as published.
         code: entries of the code that stands for a label where images have none; 0 for none.
+        fan_in: how inputs are counted in the first layer, see `ModelConfig`.
     """
 
     latent: int
@@ -69,13 +71,15 @@ class Architecture:
     channels: int
     classes: int = 0
     code: int = 0
+    fan_in: FanIn = "inputs"
 
     @classmethod
     def of(cls, config: RunConfig) -> Architecture:
         """The architecture that a run's config describes."""
         model, classes = config.model, len(config.classes)
         code = CODE_SIZE if config.uses_cells else 0
-        return cls(model.latent, model.width, model.image_size, config.channels, classes, code)
+        sizes = (model.latent, model.width, model.image_size, config.channels)
+        return cls(*sizes, classes, code, model.fan_in)
 
     @property
     def blocks(self) -> int:
@@ -95,8 +99,12 @@ class Architecture:
         def add(name: str, kind: Kind, shape: tuple[int, ...]) -> None:
             # A transposed convolution of a 1x1 map meets each input once per output, and of a
             # one-hot label only one input is not zero.
-            fans = {"conv": math.prod(shape[1:]), "transposed": shape[0], "label": 1}
-            fan_in = fans[kind]
+            kernel = math.prod(shape[1:])
+            fan_in = {"conv": kernel, "transposed": shape[0], "label": 1}[kind]
+            if kind != "conv" and self.fan_in == "torch":
+                # torch counts the second axis of any kernel and its area; what stands beside z
+                # keeps its size relative to z.
+                fan_in = max(1, fan_in * kernel // self.latent)
             offset = layers[-1].offset + layers[-1].count if layers else 0
             layers.append(LayerSpec(name, kind, shape, fan_in, offset))
 

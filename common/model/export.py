@@ -185,6 +185,7 @@ def build_model(
     state: GlobalState,
     unseen: Collection[int] = (),
     cells: CellTable = NO_CELLS,
+    draw: int = 0,
 ) -> ExportedModel:
     """Draw the final mask from a state and calibrate its normalisation.
 
@@ -193,9 +194,10 @@ def build_model(
         state: what to export.
         unseen: labels that no client held; they take no part in the calibration.
         cells: of all clients, in a run that uses cells.
+        draw: which of the masks that could be sampled; a run exports the first, 0.
     """
     architecture = Architecture.of(config)
-    parameters = _final_parameters(config, state)
+    parameters = _final_parameters(config, state, draw)
     weights = _weights(architecture, config.seed, parameters)
     noise = torch.Generator().manual_seed(derive_seed(config.seed, "calibration", state.round))
     classes = learned_classes(len(config.classes), unseen)
@@ -214,12 +216,15 @@ def build_model(
     )
 
 
-def _final_parameters(config: RunConfig, state: GlobalState) -> Mask | NDArray[np.float32]:
+def _final_parameters(
+    config: RunConfig, state: GlobalState, draw: int
+) -> Mask | NDArray[np.float32]:
     if state.values.dtype == np.float32:
         return state.weights.copy()
     if config.output.mask == "threshold":
         return pack(state.scores > 0)
-    dither = uniform16(state.dimension, config.seed, "exported-mask", state.round)
+    which = (state.round, draw) if draw else (state.round,)
+    dither = uniform16(state.dimension, config.seed, "exported-mask", *which)
     return pack(dither < sigma(state.scores))
 
 
@@ -265,7 +270,13 @@ def _checked(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> 
         raise ValueError("classes")
     cells, code = _cells(tensors)
     architecture = Architecture(
-        model.latent, model.width, model.image_size, model.channels or 1, len(names), code
+        model.latent,
+        model.width,
+        model.image_size,
+        model.channels or 1,
+        len(names),
+        code,
+        model.fan_in,
     )
     d, norms = architecture.dimension, sum(normalised_widths(architecture))
     expected: dict[str, tuple[int, type]] = {"means": (norms, np.float32)}
@@ -302,10 +313,12 @@ def _cells(tensors: Mapping[str, NDArray[Any]]) -> tuple[CellTable, int]:
     return CellTable.of(codes, counts), CODE_SIZE
 
 
-def _shapes(architecture: Architecture) -> dict[str, int]:
+def _shapes(architecture: Architecture) -> dict[str, Any]:
     """The header's part that tells shapes; classes stand beside it by name, codes as tensors."""
-    shapes = asdict(architecture)
-    return {key: size for key, size in shapes.items() if key not in ("classes", "code")}
+    left_out = {"classes", "code"}
+    if architecture.fan_in != "torch":
+        left_out |= {"fan_in"}
+    return {key: value for key, value in asdict(architecture).items() if key not in left_out}
 
 
 def _digest(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> str:

@@ -15,7 +15,8 @@ from torch import Tensor
 from common.data.labels import labels_in
 from common.data.source import ImageSource, load_images
 from common.errors import ConfigError, DataError
-from common.model.export import ExportedModel
+from common.model.generator import balanced_labels
+from common.model.sampler import Sampler
 from common.quality.lenet import Progress, fit_lenet
 
 IMAGES: Final = 10_000
@@ -60,7 +61,7 @@ def accuracy_score(
 
 
 def score_model(
-    model: ExportedModel,
+    model: Sampler,
     source: ImageSource,
     seed: int = 0,
     progress: Progress | None = None,
@@ -77,11 +78,12 @@ def score_model(
         ConfigError: the model draws no classes.
         DataError: the real images have no labels or others than the model's, or cannot be read.
     """
-    intended = model.balanced_labels(IMAGES)
-    if intended is None:
+    drawn = balanced_labels(model.learned, IMAGES)
+    if drawn is None:
         raise ConfigError("the accuracy score needs a model that draws classes")
     labels = labels_in(source, model.class_names)
-    shape = model.architecture
-    real = load_images(source, np.arange(len(source)), shape.image_size, shape.channels)
+    intended: NDArray[np.int64] = drawn.numpy()
     generated = model.sample(IMAGES, seed, intended)
+    channels, size = generated.shape[1:3]
+    real = load_images(source, np.arange(len(source)), size, channels)
     return accuracy_score(generated, intended, real, labels, progress=progress)

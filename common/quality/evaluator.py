@@ -19,7 +19,7 @@ from common.data.labels import labels_in
 from common.data.source import ImageSource, load_images, to_unit
 from common.encoders.small import load_small
 from common.errors import DataError
-from common.model.export import ExportedModel
+from common.model.sampler import Sampler
 from common.quality.groups import class_distances, client_distances
 from common.quality.inception import load_inception
 from common.quality.lenet import Lenet, Progress, train_lenet
@@ -100,7 +100,7 @@ class Evaluator:
         self._moments = moments(self._real)
 
     def draw(
-        self, model: ExportedModel, count: int, seed: int = 0
+        self, model: Sampler, count: int, seed: int = 0
     ) -> tuple[Tensor, NDArray[np.int64] | None]:
         """Images of a model to judge, and the classes that they are meant as.
 
@@ -149,11 +149,7 @@ class Evaluator:
         Raises:
             DataError: the images are too few or of another shape, or not one known class each.
         """
-        _enough(generated, "generated")
-        if tuple(generated.shape[1:]) != self._shape:
-            raise DataError(
-                f"generated images are {tuple(generated.shape[1:])}, real ones {self._shape}"
-            )
+        self._check_shape(generated)
         if intended is not None:
             self._check_intended(len(generated), intended)
         features = self._features(generated)
@@ -182,6 +178,11 @@ class Evaluator:
             real=len(self._real),
         )
 
+    def distance(self, generated: Tensor) -> float:
+        """The Frechet distance alone; arguments and errors as of `evaluate`."""
+        self._check_shape(generated)
+        return frechet_from_moments(*self._moments, *moments(self._features(generated)))
+
     @torch.no_grad()
     def _features(self, images: Tensor) -> Features:
         return np.concatenate([self._embed(x).cpu().double().numpy() for x in self._units(images)])
@@ -201,6 +202,13 @@ class Evaluator:
         """(m, classes) the probability that the classifier gives each class."""
         batches = [classifier(x).softmax(1).cpu() for x in self._units(generated)]
         return torch.cat(batches).double().numpy()
+
+    def _check_shape(self, generated: Tensor) -> None:
+        _enough(generated, "generated")
+        if tuple(generated.shape[1:]) != self._shape:
+            raise DataError(
+                f"generated images are {tuple(generated.shape[1:])}, real ones {self._shape}"
+            )
 
     def _check_intended(self, count: int, intended: NDArray[np.int64]) -> None:
         if self._labels is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from common.seeding import derive_seed
 log = logging.getLogger("prism.client")
 Indices = NDArray[np.int64]
 _BATCH = 128
+_LEAST: Final = 2
+"""Images that have a variance."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class LocalImages:
             client: its name; with the run's seed it decides how k-means starts.
 
         Raises:
-            DataError: no class or cell has `data.min_class_size` images, or classes are not the
-                run's.
+            DataError: no class has two images, no cell `data.min_class_size`, or classes are not
+                the run's.
         """
         if config.uses_cells:
             return cls(config, source, indices)._in_cells(client)
@@ -76,13 +79,22 @@ class LocalImages:
             for label, count in enumerate(counts)
             if 0 < count < least
         ]
-        if few:
-            log.warning("left out, with fewer than %d images: %s", least, ", ".join(few))
-        kept = counts[held] >= least
-        if not kept.any():
-            raise DataError(
-                f"no class has {least} images here (data.min_class_size): {', '.join(few)}"
+        if (counts < least).all():
+            # A client with few images of everything has no better classes to keep.
+            if counts.max(initial=0) < _LEAST:
+                raise DataError(
+                    f"no class has {least} images here (data.min_class_size): {', '.join(few)}; "
+                    "with data.labels=ignore all images count together"
+                )
+            log.warning("no class has %d images here (data.min_class_size): keeping all", least)
+            least = _LEAST
+        elif few:
+            log.warning(
+                "left out, with fewer than %d images (data.min_class_size): %s",
+                least,
+                ", ".join(few),
             )
+        kept = counts[held] >= least
         order = np.argsort(held[kept], kind="stable")
         return cls(config, source, indices[kept][order], held[kept][order])
 

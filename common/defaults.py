@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from common.catalogue import DATA_SETS, attribute_classes
 
@@ -23,10 +23,6 @@ METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 """Defaults that a method changes: keys, and keys of sections."""
 SAMPLED_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"train": {"annealing": 0.0}}
 """Likewise where the exported mask is sampled: training then matches what sampled masks give."""
-
-
-UNLABELLED: Final = "ignore"
-"""`data.labels` where no classes are known and there is no privacy mechanism."""
 
 
 def with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
@@ -61,19 +57,9 @@ def _with_labels(raw: dict[str, Any]) -> dict[str, Any]:
     attributes = data.get("attributes")
     listed = tuple(map(str, attributes)) if isinstance(attributes, list | tuple) else ()
     classes = data.get("classes") or list(brought_classes(name, listed))
-    if not data.get("labels"):
-        data = {**data, "labels": "use" if classes else _unlabelled(raw.get("privacy"))}
+    if data.get("labels") is None:
+        data = {**data, "labels": "use" if classes else "ignore"}
     return {**raw, "data": {**data, "classes": classes}}
-
-
-def _unlabelled(privacy: object) -> str:
-    """`data.labels` where it is not given and no classes are known.
-
-    Args:
-        privacy: the config's section, if there is one.
-    """
-    mechanism = privacy.get("mechanism") if isinstance(privacy, dict) else None
-    return UNLABELLED if mechanism in (None, "none") else "ignore"
 
 
 def brought_classes(name: str, attributes: tuple[str, ...]) -> tuple[str, ...]:

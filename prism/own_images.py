@@ -44,15 +44,16 @@ def fitted(
     section = read_config(config, changes)["data"]
     if not isinstance(section, dict) or section.get("name") != "folder":
         return changes
-    if section.get("classes") or section.get("labels") == "ignore":
+    if section.get("classes") or section.get("labels") in ("ignore", "cells"):
         return changes
     names = open_source(data).class_names
     if not names:
+        note(f"no classes: not every image of {data.removeprefix('folder:')} is in a sub-folder")
         return changes
     _check(names)
     shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
     note(f"{len(names)} classes in {data.removeprefix('folder:')}: {shown}")
-    return [f"data.classes={json.dumps(names, ensure_ascii=False)}", *changes]
+    return [*changes, f"data.classes={json.dumps(names, ensure_ascii=False)}"]
 
 
 def _check(names: Sequence[str]) -> None:
@@ -66,6 +67,6 @@ def _check(names: Sequence[str]) -> None:
             _NAME.validate_python(name)
         except ValidationError as error:
             raise ConfigError(
-                f"sub-folder {name!r} cannot name a class: it takes up to 64 characters, none of "
+                f"sub-folder {name!r} cannot name a class: it takes up to 256 characters, none of "
                 f"them a control character{otherwise}"
             ) from error

@@ -25,6 +25,7 @@ rounds = 1000000
 [data]
 name = "digits"
 clients = 3
+labels = "ignore"
 [model]
 width = 2
 latent = 8

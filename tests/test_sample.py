@@ -144,8 +144,9 @@ def test_a_picture_has_a_row_for_each_class(model: Path, tmp_path: Path) -> None
     assert out.read_bytes() == (tmp_path / "same.png").read_bytes(), "what a run shows"
     height, width = shape_of(10, 10)
     assert pixels(out).shape[0] == height
-    margin = pixels(out)[3:-3, :-width]
-    rows = margin.reshape(10, 3 * 18, -1)
+    scale = height // (10 * 18 + 2)
+    margin = pixels(out)[scale:-scale, :-width]
+    rows = margin.reshape(10, scale * 18, -1)
     assert (rows.max(axis=(1, 2)) > 128).all(), "a name beside each row"
 
 
@@ -156,9 +157,11 @@ def test_a_long_row_takes_several_lines(model: Path, tmp_path: Path) -> None:
     )
     height, width = shape_of(6, 17)
     assert pixels(out).shape[0] == height
-    last = pixels(out)[-2 * (2 + 18) : -2 * 2, -width:]
-    assert last[:, : 15 * 36].any(axis=0).sum() > 15 * 32
-    assert not last[:, 4 + 15 * 36 :].any(), "49 eels leave two places of three lines free"
+    scale = height // (6 * 18 + 2)
+    last = pixels(out)[-scale * (2 + 18) : -2 * scale, -width:]
+    assert last[:, : scale * 15 * 18].any(axis=0).sum() > scale * 15 * 16
+    free = last[:, scale * (2 + 15 * 18) :]
+    assert not free.any(), "49 eels leave two places of three lines free"
 
 
 def test_between_two_noises_rows_have_the_same_steps(

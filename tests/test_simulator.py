@@ -158,7 +158,9 @@ def moments_of(config: RunConfig, out: Path) -> list[Moments]:
     kept = []
     for index in range(config.data.clients):
         guard = Guard(out / "clients" / str(index))
-        kept.append(private_data(config, index).measure(config, (0, 0), guard)[1])
+        kept.append(
+            private_data(config, index).measure(config, f"client-{index}", (0, 0), guard)[1]
+        )
     return kept
 
 

@@ -81,7 +81,7 @@ class ExportedModel:
             raise ConfigError("this model draws no classes: it was trained without labels")
         if name in self.class_names:
             return self.class_names.index(name)
-        if name.isdecimal() and int(name) < len(self.class_names):
+        if name.isdecimal() and len(name) <= 4 and int(name) < len(self.class_names):
             return int(name)
         raise ConfigError(f"no class {name!r}; the model has {', '.join(self.class_names)}")
 

@@ -62,12 +62,13 @@ def test_what_the_person_said_goes_before(tmp_path: Path) -> None:
     assert (told, data.classes) == ([], ("dog", "cat"))
     flat = images_in(tmp_path / "flat", ("",))
     told, data = fit(flat)
-    assert (told, data.name, data.labels) == ([], "folder", "ignore")
+    assert (data.name, data.labels) == ("folder", "ignore")
+    assert told == [f"no classes: not every image of {tmp_path}/flat is in a sub-folder"]
 
 
 def test_mistakes_take_one_line(tmp_path: Path) -> None:
-    long = images_in(tmp_path / "long", ("cat", "x" * 65))
-    with pytest.raises(ConfigError, match=r"sub-folder 'xxx.*up to 64 char.*data.labels=ignore"):
+    long = images_in(tmp_path / "long", ("cat", "x\x1b"))
+    with pytest.raises(ConfigError, match=r"sub-folder 'x.*up to 256 char.*data.labels=ignore"):
         fit(long)
     assert fit(long, "data.labels=ignore")[1].classes == ()
     bell = images_in(tmp_path / "bell", ("cat", "\a"))

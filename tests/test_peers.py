@@ -132,6 +132,7 @@ def test_peers_run_and_are_judged_by_the_classes_they_were_asked_for(
     assert second.line["up_bytes"] == 2 * first.line["up_bytes"] > 0
     assert second.line["FD (small)"] > 0
     assert ("fewest_of_a_class" in second.line) == bool(config.classes)
+    assert second.grid.names == config.classes
     assert not torch.equal(first.images, second.images)
     again = list(peer.measure(setting_of(config)))[-1]
     assert torch.equal(again.images, second.images)
@@ -254,6 +255,8 @@ def test_clients_hold_the_images_that_prism_trains_on() -> None:
     assert taught_classes(held) == tuple(
         label for label in range(10) if any(label < len(c) and c[label] for c in counts)
     )
-    unlabelled = client_images(UNLABELLED, source, CPU)
-    assert sum(len(part.images) for part in unlabelled) == len(source)
-    assert taught_classes(unlabelled) == ()
+    for labels in ("ignore", "cells"):
+        config = parse_config("", [*TINY, "train.batch_size=64", f"data.labels={labels}"])
+        unlabelled = client_images(config, source, CPU)
+        assert sum(len(part.images) for part in unlabelled) == len(source)
+        assert taught_classes(unlabelled) == ()

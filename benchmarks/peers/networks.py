@@ -131,10 +131,16 @@ def generator_loss(judge: nn.Module, fake: Labelled) -> Tensor:
 
 
 def client_images(config: RunConfig, source: ImageSource, device: torch.device) -> list[Labelled]:
-    """Each client's images, all on the device: just those that PRISM's clients train on."""
+    """Each client's images, all on the device.
+
+    Where the run draws classes, just those that PRISM's clients train on; else all of them in one
+    group, for to a GAN cells are nothing.
+    """
     parts = []
     for part in partition(split_by(source, config), config.data, config.seed):
-        own = LocalImages.of(config, source, part)
+        own = LocalImages(config, source, part)
+        if config.classes:
+            own = LocalImages.of(config, source, part)
         images = load_images(source, own.indices, config.model.image_size, config.channels)
         labels = None if own.labels is None else torch.from_numpy(own.labels).to(device)
         parts.append(Labelled(to_unit(images.to(device)), labels))

@@ -20,7 +20,7 @@ from torch import Tensor
 from client.loss import Moments
 from client.mechanisms import Calibration, calibrate_moments
 from common.accounting import gaussian_epsilon
-from common.config import PrivacyConfig
+from common.sections import PrivacyConfig
 
 Mechanism = Callable[[Iterable[Sequence[Tensor]], Calibration], Moments]
 CONFIDENCE = 0.999

@@ -35,12 +35,13 @@ from client.mechanisms import calibrate_moments, features_of, release_moments
 from client.methods import make_trainer
 from client.privacy_guard import Guard
 from client.update import encode_update, update_bits
-from common.config import PrivacyConfig, RunConfig, parse_config
+from common.config import RunConfig, parse_config
 from common.data import load_images, open_source
 from common.downlink import initial_state
 from common.encoders import load_encoder
 from common.errors import PrismError, PrivacyError
 from common.model.export import build_model
+from common.sections import PrivacyConfig
 from common.theory import figures
 
 CPU = torch.device("cpu")

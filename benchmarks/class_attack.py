@@ -17,7 +17,7 @@ from client.class_release import Released, calibrate_classes, image_vectors
 from client.mechanisms import Calibration
 from client.weighted import Scales
 from common.accounting import gaussian_epsilon
-from common.config import PrivacyConfig
+from common.sections import PrivacyConfig
 
 ClassMechanism = Callable[
     [Iterable[tuple[Sequence[Tensor], Tensor]], int, Calibration, Scales], Released

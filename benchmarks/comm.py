@@ -41,9 +41,10 @@ from common.codecs import (
     mask_codec,
     step_units,
 )
-from common.config import CodecConfig, RunConfig
+from common.config import RunConfig
 from common.errors import DataError, PrismError
 from common.masks import unpack
+from common.sections import CodecConfig
 from common.server_update import RoundCounts, estimate, mean_theta
 from common.state import PROB_ONE, GlobalState, Scores, logit, sigma
 from common.theory import MaskBits

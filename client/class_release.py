@@ -28,8 +28,8 @@ from client.mechanisms import Calibration, check_delta
 from client.noise import SIGMA_BITS, discrete_gaussian
 from client.weighted import Scales
 from common.accounting import gaussian_sigma
-from common.config import PrivacyConfig
 from common.errors import PrivacyError
+from common.sections import PrivacyConfig
 
 Released = NDArray[np.float64]
 """(C, 1 + 2 F) the noisy mean over all n images of u(x) in the block of its class."""

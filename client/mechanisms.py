@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from client.loss import Kind, Moments
 from client.noise import SIGMA_BITS, Integers, discrete_gaussian
 from common.accounting import gaussian_epsilon, gaussian_sigma
-from common.config import PrivacyConfig, RunConfig
+from common.config import RunConfig
 from common.data import to_unit
 from common.errors import PrivacyError
+from common.sections import PrivacyConfig
 from common.seeding import words
 from common.state import PROB_ONE, GlobalState, Values, logit, sigma
 

@@ -29,13 +29,14 @@ from client.loss import (
 )
 from client.weighted import weighted_moments
 from common.cells import CellTable
-from common.config import RunConfig, TrainConfig
+from common.config import RunConfig
 from common.encoders import FeatureEncoder
 from common.errors import PrivacyError
 from common.model.architecture import Architecture
 from common.model.frozen import frozen_weights
 from common.model.generator import generate
 from common.model.masked import sample_mask
+from common.sections import TrainConfig
 from common.seeding import derive_seed
 from common.state import SCORE_UNIT, GlobalState, Values
 

@@ -14,185 +14,38 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from common.catalogue import DATA_SETS
 from common.config_text import apply_override, mistakes
 from common.defaults import brought_classes, with_defaults
 from common.errors import ConfigError
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
-Names = tuple[Name, ...]
-
-
-def _known_data(name: str) -> str:
-    if name not in DATA_SETS:
-        raise ValueError(f"choose {', '.join(DATA_SETS)}")
-    return name
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class DataConfig(_Section):
-    """What the clients hold, and how one data set is split among them."""
-
-    name: Annotated[str, AfterValidator(_known_data)] = "digits"
-    partition: Literal["iid", "shards", "dirichlet", "attribute"] = "iid"
-    clients: Positive = 3
-    """Partitions that the data set is cut into; the usual number of clients."""
-    shards_per_client: Positive = 4
-    dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.005
-    labels: Literal["use", "cells", "ignore"] | None = None
-    """Match and draw each class by itself; or, whether there are labels or not, cells of similar
-    images, which each client makes of its own; or all images together, as published. By default
-    labels are used wherever the classes are known."""
-    cells: Annotated[int, Field(ge=1, le=1000)] = 8
-    """Cells that a client makes of its images; fewer where these would be too small."""
-    classes: Annotated[Names, Field(strict=False, max_length=1000)] = ()
-    """What the classes are called; known data sets bring theirs, folders have sub-folders."""
-    attributes: Annotated[Names, Field(strict=False, max_length=8)] = ()
-    """CelebA's attributes whose combinations are the classes; by default Male."""
-    min_class_size: Annotated[int, Field(ge=2)] = 20
-    """A client leaves out classes and cells of fewer images; not under "moments", where the
-    private release decides."""
+from common.sections import (
+    CodecConfig,
+    DataConfig,
+    EncoderConfig,
+    MadaConfig,
+    ModelConfig,
+    OutputConfig,
+    Positive,
+    PrivacyConfig,
+    RoundConfig,
+    Section,
+    Share,
+    TrainConfig,
+)
 
 
-class ModelConfig(_Section):
-    """The frozen generator."""
-
-    width: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Channels of the last block; each block before it has twice as many."""
-    image_size: Literal[16, 32, 64, 128] = 32
-    channels: Literal[1, 3] | None = None
-    """Grey or colour; by default what `data.name` has."""
-    latent: Annotated[int, Field(ge=1, le=4096)] = 128
-    fan_in: Literal["inputs", "torch"] = "inputs"
-    """By which the magnitude of the first layer's weights is chosen: the inputs that meet in an
-    output, or what torch takes for the fan-in of a transposed convolution, as published."""
-
-
-class EncoderConfig(_Section):
-    """The frozen feature extractor."""
-
-    name: Literal["small", "vgg19_bn"] = "small"
-    layers: Annotated[tuple[int, ...] | None, Field(strict=False)] = None
-    """Feature layers to match, by index; by default all of them."""
-    pool: Positive | None = None
-    """Average-pool each feature map down to pool x pool before matching."""
-
-
-class TrainConfig(_Section):
-    """Local training of one client in one round."""
-
-    local_steps: Positive = 20
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    class_batch: Annotated[int, Field(ge=2)] = 4
-    """Images of a class or cell in a step, at least; a client with more of them than fit into
-    `batch_size` draws some for each step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 0.3
-    """Adam's in the first round, on the scores; on the weights of fedavg, by default 0.02."""
-    learning_rate_final: Annotated[float, Field(gt=0)] = 0.01
-    """Reached along a half cosine in the last round; equal to the first for no schedule."""
-    moving_average_rate: Annotated[float, Field(gt=0)] = 1e-5
-    """Adam's on the moving averages of the feature differences."""
-    moving_average_start: Literal["zero", "uniform"] = "zero"
-    """Where they start; uniform in +-1 / sqrt(features) is as published."""
-    moving_average_loss: Literal["sum", "mean"] = "sum"
-    """Over the features, of the squared error that Adam follows; with the mean, as published,
-    gradients are small enough for Adam's epsilon to slow the smallest differences down."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of all convolutions but the encoder's first; bfloat16 is faster where hardware has it."""
-    straight_through: Literal["scaled", "unscaled"] = "unscaled"
-    annealing: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """How fast the masks of training turn from sampled to thresholded: 1 for in the last of the
-    rounds, 2 for halfway; 0 for never, as published and by default where `output.mask` is
-    sampled."""
-
-
-class MadaConfig(_Section):
-    """Mask-aware dynamic moving average, of PRISM alone; without it, the paper's PRISM-dagger.
-
-    Off by default: once `flips` has subtracted the sampling noise, its damping only slows down.
-    """
-
-    enabled: bool = False
-    space: Literal["score", "probability"] = "score"
-    scores: Literal["damped", "replaced"] = "damped"
-    """PRISM-alpha's averaged scores: moved by lambda as masks are, or at once, as published."""
-
-
-class CodecConfig(_Section):
-    """What travels each way."""
-
-    up: Literal["raw", "entropy", "flips", "float32"] = "flips"
-    down: Literal["keyframe", "exact", "error-feedback"] = "error-feedback"
-    scores: Literal["int16", "bfloat16"] = "int16"
-    """Wire format of the layers that PRISM-alpha uploads as scores."""
-    coordinates_per_round: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the coordinates that each client sends (flips only)."""
-    error_feedback_step: Annotated[float, Field(gt=0, le=1000)] = 0.5
-    """Quantiser step of the error-feedback downlink, in standard deviations of a sampled mask."""
-
-
-class PrivacyConfig(_Section):
-    """What protects the clients' images; enforced on the client."""
-
-    mechanism: Literal["none", "moments", "mask-noise"] = "none"
-    epsilon: Annotated[float, Field(ge=1e-3, le=1e4)] = 10.0
-    """Of the whole run for "moments", of a single round for "mask-noise"."""
-    delta: Annotated[float, Field(ge=1e-15, lt=1)] = 1e-5
-    clip: Annotated[float, Field(gt=0)] = 1.0
-    """Bound on the L2 norm of a client's change of theta in a round (mask-noise only)."""
-    require: bool = False
-    """Refuse clients whose software cannot apply the mechanism."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _unseeded(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and "seed" in raw:
-            raise ValueError(
-                "there is no seed: whoever knew it could subtract the noise, which comes from the "
-                "operating system's entropy alone"
-            )
-        return raw
-
-
-class RoundConfig(_Section):
-    """How the server runs rounds."""
-
-    min_clients: Positive | None = None
-    """Live clients before a round opens; by default `data.clients`."""
-    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
-    quorum: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Share of the cohort whose updates suffice when the deadline passes."""
-    deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
-    lease_seconds: Annotated[float, Field(gt=0)] = 30.0
-
-
-class OutputConfig(_Section):
-    """What the server writes while it runs."""
-
-    sample_every: Annotated[int, Field(ge=0)] = 5
-    """Rounds between pictures; 0 leaves only those of evaluated rounds and the last."""
-    evaluate_every: Annotated[int, Field(ge=0)] = 0
-    """Rounds between evaluations, where the server has evaluation data."""
-    mask: Literal["sample", "threshold"] = "threshold"
-    """How the exported mask comes from theta: sampled, or [theta > 1/2]."""
-    average: Share = 0.1
-    """Models are of the mean state over about this last share of the rounds; 0 for the last."""
-
-
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run, whole. Equal configs have equal digests and, on CPU, equal results."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)] = "run"
+    """What the run is called; `prism run` keeps it in runs/NAME."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    """Of everything that is random and shared: weights, scores, partitions, cohorts."""
     rounds: Positive = 40
+    """Rounds after which the run is finished."""
     method: Literal["prism", "fedpm", "fedavg"] = "prism"
+    """What is trained: masks as in PRISM, masks as in FedPM, or weights."""
     alpha: Share = 0.0
     """Share of the masked layers, counted from the last, that upload scores (PRISM-alpha)."""
     sharpening: Annotated[float, Field(ge=1, le=1000)] = 10.0

@@ -9,9 +9,10 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from common.config import Name, read_config
+from common.config import read_config
 from common.data import open_source
 from common.errors import ConfigError
+from common.sections import Name
 
 MOST_CLASSES: Final = 1000
 """As many as `data.classes` takes."""

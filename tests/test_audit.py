@@ -22,7 +22,8 @@ from client.loss import Moments, real_moments
 from client.mechanisms import Calibration, release_moments
 from client.noise import discrete_gaussian
 from client.privacy_guard import Guard
-from common.config import PrivacyConfig, RunConfig, parse_config
+from common.config import RunConfig, parse_config
+from common.sections import PrivacyConfig
 
 CONFIDENCE = 1 - 1e-6
 """An intact build fails a test once in a million runs."""

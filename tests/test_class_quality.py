@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import DataConfig
 from common.data import load_images, open_source, partition
 from common.errors import DataError
 from common.quality import Evaluator, evaluator_of
 from common.quality.groups import class_distances, client_distances
 from common.quality.metrics import frechet_from_moments, moments
+from common.sections import DataConfig
 
 Array = np.ndarray
 

@@ -15,9 +15,9 @@ from client.class_release import (
     release_classes,
 )
 from client.weighted import Scales, public_scales, weighted_moments
-from common.config import PrivacyConfig
 from common.encoders import load_encoder
 from common.errors import PrivacyError
+from common.sections import PrivacyConfig
 
 SCALES = Scales(2.0, (1.0, 4.0), (0.5, 2.0), (2, 2))
 ZERO = [0.0, 0, 0, 0]

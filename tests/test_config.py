@@ -10,9 +10,10 @@ from pydantic import BaseModel
 
 from client.methods import TRAINERS
 from common.codecs import MASK_CODECS, SCORE_CODECS, WEIGHT_CODECS
-from common.config import CodecConfig, EncoderConfig, RunConfig, load_config, parse_config
+from common.config import RunConfig, load_config, parse_config
 from common.encoders import ENCODERS
 from common.errors import ConfigError
+from common.sections import CodecConfig, EncoderConfig
 from server.methods import AGGREGATORS
 
 CONFIGS = sorted(Path("configs").glob("*.toml"))

@@ -22,9 +22,9 @@ from client.mechanisms import (
 )
 from client.noise import discrete_gaussian
 from common.accounting import gaussian_sigma
-from common.config import PrivacyConfig
 from common.downlink import initial_state
 from common.errors import PrivacyError
+from common.sections import PrivacyConfig
 from common.state import sigma
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import DataConfig
 from common.data.partition import label_histogram, partition
 from common.errors import DataError
+from common.sections import DataConfig
 from prism.plot import plot_partition
 
 LABELS = np.repeat(np.arange(10, dtype=np.int64), 60)

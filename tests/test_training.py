@@ -13,7 +13,7 @@ from client.store import ClientStore, MadeUpdate
 from client.trainer import PrismTrainer, draw_spread, learning_rate
 from client.update import encode_update, update_bits
 from common.codecs import mask_codec
-from common.config import CodecConfig, RunConfig, TrainConfig, parse_config
+from common.config import RunConfig, parse_config
 from common.data import load_images, open_source, to_unit
 from common.downlink import initial_state
 from common.encoders import load_encoder
@@ -22,6 +22,7 @@ from common.layout import mask_context, update_layout
 from common.model.architecture import Architecture
 from common.model.frozen import frozen_weights
 from common.report import Report
+from common.sections import CodecConfig, TrainConfig
 from common.state import SCORE_UNIT, GlobalState, sigma
 from common.theory import MaskBits
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv, gammaln
 
-from common.config import DataConfig
 from common.errors import DataError
+from common.sections import DataConfig
 from common.seeding import words
 
 Indices = NDArray[np.int64]

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from common.cells import CODE_SIZE, NO_CELLS, CellTable
-from common.config import ModelConfig, Name, RunConfig
+from common.config import RunConfig
 from common.errors import ConfigError, ModelFileError, PayloadError
 from common.files import write_atomically
 from common.masks import Mask, from_bytes, pack, unpack
@@ -32,6 +32,7 @@ from common.model.generator import (
     generate,
     normalised_widths,
 )
+from common.sections import ModelConfig, Name
 from common.seeding import derive_seed, uniform16
 from common.state import GlobalState, sigma
 

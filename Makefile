@@ -12,7 +12,7 @@ GENERATE = PYTHONWARNINGS=ignore PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" $(PRO
   --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
   common/rpc/$(PROTO)
 
-.PHONY: setup run run-mnist run-cifar10 test test-slow audit reproduce check check-proto proto format clean
+.PHONY: setup run run-mnist run-cifar10 test test-slow audit reproduce docs check check-proto proto format clean
 
 setup: $(READY)
 
@@ -48,6 +48,9 @@ check: $(READY) check-proto
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/prism config --markdown > docs/configuration.md
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

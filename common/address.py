@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 
 from common.errors import ConfigError
 
@@ -41,3 +42,23 @@ def check_security(address: str, *, secured: bool, insecure: bool) -> None:
             f"{address} is off this machine and TLS is not set up: "
             "give certificates, or --insecure to send everything in plain text"
         )
+
+
+def check_listen(address: str) -> None:
+    """Take a port and give it back, to learn whether it can be had.
+
+    Raises:
+        ConfigError: the host is not this machine's, or the port is in use.
+    """
+    host, port = split_address(address)
+    try:
+        family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            # As gRPC's: connections that were closed a moment ago are no obstacle.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(where)
+            listener.listen()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {address}: not this machine's, or in use ({error.strerror})"
+        ) from error

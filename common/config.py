@@ -11,12 +11,12 @@ import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
-from common.config_text import apply_override, mistakes
+from common.config_text import apply_override, flat, key_names, mistakes
 from common.defaults import brought_classes, with_defaults
 from common.errors import ConfigError
 from common.sections import (
@@ -33,6 +33,9 @@ from common.sections import (
     Share,
     TrainConfig,
 )
+
+_MOST_SHOWN: Final = 3
+"""Keys that a message about two configs names."""
 
 
 class RunConfig(Section):
@@ -135,8 +138,32 @@ class RunConfig(Section):
 
     def run_id(self) -> bytes:
         """SHA-256 of the resolved config, the same for equal configs."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        canonical = json.dumps(self._identity(), sort_keys=True)
         return hashlib.sha256(canonical.encode()).digest()
+
+    def check_same_run(self, held: RunConfig, where: Path) -> None:
+        """Compare with the config of the run that a directory holds.
+
+        Raises:
+            ConfigError: it is another run; naming the keys that differ, with both values.
+        """
+        ours, theirs = dict(flat(self._identity())), dict(flat(held._identity()))
+        differing = [
+            f"{key} = {_shown(theirs.get(key))} there, {_shown(ours.get(key))} here"
+            for key in ours | theirs
+            if ours.get(key) != theirs.get(key)
+        ]
+        if len(differing) > _MOST_SHOWN:
+            differing[_MOST_SHOWN:] = [f"and {len(differing) - _MOST_SHOWN} more keys"]
+        if differing:
+            raise ConfigError(
+                f"{where} holds another run ({'; '.join(differing)}): choose another --out, or "
+                "its config.toml"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        """All that makes this run another than its like, for JSON."""
+        return self.model_dump(mode="json")
 
     def to_toml(self) -> str:
         """The resolved config; reading it back gives an equal one."""
@@ -187,4 +214,9 @@ def _validated(raw: dict[str, Any], source: str) -> RunConfig:
         # TOML has no tuples, and JSON's strict mode reads its lists as such.
         return RunConfig.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{source}: {line}" for line in mistakes(error))) from error
+        lines = mistakes(error, key_names(RunConfig))
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from error
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value, ensure_ascii=False)

@@ -38,7 +38,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What the clients hold, and how one data set is split among them."""
 
-    name: Annotated[str, AfterValidator(_known_data)] = "digits"
+    name: Annotated[
+        str, AfterValidator(_known_data), Field(json_schema_extra={"enum": [*DATA_SETS]})
+    ] = "digits"
     """The images of a run: a data set that is known, or a folder of your own."""
     partition: Literal["iid", "shards", "dirichlet", "attribute"] = "iid"
     """How one data set is divided: at random, shards of images sorted by label, Dirichlet shares of
@@ -70,7 +72,7 @@ class ModelConfig(Section):
     width: Annotated[int, Field(ge=1, le=1024)] = 16
     """Channels of the last block; each block before it has twice as many."""
     image_size: Literal[16, 32, 64, 128] = 32
-    """Height and width of the images, in pixels; images of another size are scaled."""
+    """Height and width, in pixels, to which the largest centred square of each image is resized."""
     channels: Literal[1, 3] | None = None
     """Grey or colour; by default what `data.name` has."""
     latent: Annotated[int, Field(ge=1, le=4096)] = 128

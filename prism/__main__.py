@@ -39,6 +39,10 @@ COMMANDS: Final = {
     "privacy": Subcommand(
         "prism.commands.privacy", "Say what privacy holds for a client's images, and what does not."
     ),
+    "config": Subcommand(
+        "prism.commands.config",
+        "Explain every key of a config, and what it may be.",
+    ),
     "relay": Subcommand(
         "prism.commands.relay", "Pass TCP connections on and count the bytes, exactly."
     ),

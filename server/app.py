@@ -18,7 +18,7 @@ from grpc_health.v1.health import SERVICE_NAME
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
-from common.address import check_security
+from common.address import check_listen, check_security
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
 from common.files import write_atomically
@@ -85,6 +85,8 @@ async def serve(
     """
     credentials = _credentials(tls_cert, tls_key, client_ca)
     check_security(bind, secured=credentials is not None, insecure=insecure)
+    # The directory is this run's once the engine is made, so what can fail is tried before.
+    check_listen(bind)
     try:
         engine = Engine(config, out, evaluated)
     except OSError as error:

@@ -60,8 +60,8 @@ class Engine:
         recorder: the run's outputs.
 
     Raises:
-        ConfigError: the directory is not this run's, or is in use; or the config asks for
-            what this version lacks.
+        ConfigError, DataError: the directory is not this run's, or is in use; or the images to
+            evaluate with cannot be used.
         StorageError: the directory is damaged.
     """
 
@@ -69,6 +69,8 @@ class Engine:
         self, config: RunConfig, out: Path, evaluated: EvaluationOptions = NO_EVALUATION
     ) -> None:
         self.config = config
+        # Before the directory is this run's: what can fail is tried first.
+        images = evaluated.open(config)
         self.fingerprint = Fingerprint.of(config)
         self.broadcast = Broadcast(config, initial_state(config))
         self._average = StateAverage(config, self.broadcast.state)
@@ -77,7 +79,7 @@ class Engine:
             found = self._journal.recover()
             self._restore(found)
             last = dict(found.checkpoint.metrics) if found.checkpoint else None
-            self.recorder = Recorder(out, config, found.round, last, evaluated)
+            self.recorder = Recorder(out, config, found.round, last, images, evaluated.features)
         except BaseException:
             self._journal.close()
             raise

@@ -286,5 +286,5 @@ def _claim(out: Path, config: RunConfig, lock: IO[str]) -> None:
     held = out / "config.toml"
     if not held.exists():
         write_atomically(held, config.to_toml().encode())
-    elif load_config(held).run_id() != config.run_id():
-        raise ConfigError(f"{out} holds another run: choose another --out, or its config.toml")
+    else:
+        config.check_same_run(load_config(held), out)

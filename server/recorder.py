@@ -26,9 +26,10 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from common.config import RunConfig
+from common.data import ImageSource
 from common.theory import MaskBits, figures
 from server.average import ModelSource
-from server.evaluation import NO_EVALUATION, Evaluation, EvaluationOptions
+from server.evaluation import Evaluation
 from server.exporter import Exporter
 from server.jsonl import cut_lines, last_round
 from server.latest import lower_priority
@@ -71,10 +72,8 @@ class Recorder:
         config: the run.
         round_: the round that the server (re)starts at; later lines of metrics are cut.
         last: the metrics of the round before, written if a crash lost them.
-        evaluated: which images the server has to compare the model with.
-
-    Raises:
-        ConfigError, DataError: those images cannot be used; see `EvaluationOptions.open`.
+        images: to compare the model with, if the server has any.
+        features: that the distance to them is taken on.
     """
 
     def __init__(
@@ -83,9 +82,9 @@ class Recorder:
         config: RunConfig,
         round_: int,
         last: dict[str, Any] | None,
-        evaluated: EvaluationOptions = NO_EVALUATION,
+        images: ImageSource | None,
+        features: str,
     ) -> None:
-        source = evaluated.open(config)
         self._rounds = config.rounds
         self._evaluations = out / "evaluation.jsonl"
         cut_lines(out / "metrics.jsonl", round_)
@@ -105,12 +104,12 @@ class Recorder:
         )
         self._exporter = Exporter(config, out, pictures)
         self._evaluation: Evaluation | None = None
-        if source is not None:
+        if images is not None:
             cut_lines(self._evaluations, round_ + 1)
             self._evaluation = Evaluation(
                 config,
-                source,
-                evaluated.features,
+                images,
+                features,
                 out,
                 pictures,
                 lambda line: self._do(self._write_evaluation, line),

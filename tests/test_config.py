@@ -81,15 +81,33 @@ def test_run_id_tells_configs_apart() -> None:
     assert parse_config("seed = 1").run_id() != parse_config("seed = 2").run_id()
 
 
+def test_another_run_is_told_apart_by_its_keys() -> None:
+    held, ours = parse_config(""), parse_config("[train]\nlocal_steps = 7\n[encoder]\npool = 2")
+    held.check_same_run(parse_config("# the same"), Path("runs/x"))
+    with pytest.raises(ConfigError) as caught:
+        ours.check_same_run(held, Path("runs/x"))
+    assert "runs/x holds another run (" in str(caught.value)
+    assert "train.local_steps = 20 there, 7 here" in str(caught.value)
+    assert "encoder.pool = unset there, 2 here" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"; and \d+ more keys\)"):
+        parse_config('name = "y"\n[data]\nname = "celeba"').check_same_run(held, Path("runs/x"))
+
+
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("roundss = 3", "roundss: unknown key"),
+        ("roundss = 3", r"roundss: unknown key: did you mean rounds\?"),
+        ("local_steps = 3", r"local_steps: unknown key: did you mean train.local_steps\?"),
+        ("[trian]\nlocal_steps = 3", r"trian: unknown key: did you mean train\?"),
+        ("colour = 3", "colour: unknown key; `prism config` lists all"),
         ('rounds = "many"', "rounds:"),
         ("rounds = 0", "rounds:"),
         ("data = 3", "data:"),
         ('[data]\nname = "imagenet"', "data.name:"),
-        ("[train]\nlocal_step = 3", "train.local_step: unknown key"),
+        (
+            "[train]\nlocal_step = 3",
+            r"did you mean train.local_steps\?",
+        ),
         ("[model]\nimage_size = 31", "model.image_size:"),
         ("alpha = 1.5", "alpha:"),
         ('[codec]\nup = "raw"\ncoordinates_per_round = 0.1', "codec.coordinates_per_round"),

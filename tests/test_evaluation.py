@@ -83,7 +83,8 @@ def test_what_is_refused(
 ) -> None:
     config = tiny_config(output={"sample_every": 0, "evaluate_every": every})
     with pytest.raises(error, match=says):
-        asyncio.run(run(config, tmp_path, options))
+        asyncio.run(run(config, tmp_path / "run", options))
+    assert not (tmp_path / "run").exists()
 
 
 def test_lenet_needs_labels(tmp_path: Path) -> None:

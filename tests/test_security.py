@@ -38,6 +38,7 @@ def test_addresses_are_refused(tmp_path: Path) -> None:
             with pytest.raises(ConfigError, match="in use"):
                 await serve(tiny_config(), address, tmp_path / "b")
             assert (tmp_path / "a" / "address").read_text() == f"{address}\n"
+            assert not (tmp_path / "b").exists()
 
     asyncio.run(taken())
 

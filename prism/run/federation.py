@@ -85,10 +85,8 @@ def check_free(directory: Path, config: RunConfig) -> None:
                 raise ConfigError(
                     f"a server is using {directory}: stop it first, or choose another --out"
                 ) from None
-    if held.exists() and load_config(held).run_id() != config.run_id():
-        raise ConfigError(
-            f"{directory} holds another run: choose another --out, or its config.toml"
-        )
+    if held.exists():
+        config.check_same_run(load_config(held), directory)
 
 
 def relay_options(relay: bool, rate: str | None, delay: str | None) -> list[str] | None:

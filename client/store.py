@@ -2,11 +2,15 @@
 
 Keeping the update itself makes submitting idempotent: a client killed between training and
 the acknowledgement sends the same bytes again, not another sample of the same mask.
+
+Each file carries a digest of its content. One that does not match is refused: a changed name would
+take another place in the run, and a changed trainer would train on from values of nobody's.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
 import json
 import pickle
@@ -21,7 +25,7 @@ import torch
 
 from common.cells import CellTable
 from common.errors import PayloadError, StorageError
-from common.files import write_atomically
+from common.files import sealed, unsealed, write_atomically
 from common.report import Report
 from common.theory import MaskBits
 
@@ -86,17 +90,27 @@ class ClientStore:
         name, instance = self._name, secrets.token_bytes(16)
         content = self._read("client.json")
         if content is not None:
-            try:
-                kept = json.loads(content)
-                if name in (None, kept["name"]):
-                    name, instance = str(kept["name"]), bytes.fromhex(kept["instance"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise StorageError(
-                    f"{self._directory}/client.json is corrupt; delete it to get a new name"
-                ) from error
+            kept_name, kept_instance = self._kept_identity(content)
+            if name in (None, kept_name):
+                name, instance = kept_name, kept_instance
         name = name or f"{socket.gethostname()[:48]}-{secrets.token_hex(3)}"
         kept = {"name": name, "instance": instance.hex()}
-        self._write("client.json", json.dumps(kept).encode())
+        self._write("client.json", json.dumps({**kept, "digest": _digest(kept)}).encode())
+        return name, instance
+
+    def _kept_identity(self, content: bytes) -> tuple[str, bytes]:
+        try:
+            kept = json.loads(content)
+            # Earlier versions wrote no digest; where its key is damaged, there is still a third.
+            good = kept.keys() == {"name", "instance"} or kept.pop("digest") == _digest(kept)
+            name, instance = str(kept["name"]), bytes.fromhex(kept["instance"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            good = False
+        if not good:
+            raise StorageError(
+                f"{self._directory}/client.json is damaged: put a copy of it back, or delete it; "
+                "this client then has another name and place in the run, unless --name says which"
+            )
         return name, instance
 
     def save(self, run_id: bytes, trainer: dict[str, Any], update: MadeUpdate) -> None:
@@ -120,7 +134,7 @@ class ClientStore:
             },
             buffer,
         )
-        self._write("trainer.pt", buffer.getvalue())
+        self._write("trainer.pt", sealed(buffer.getvalue()))
 
     def load(self, run_id: bytes) -> tuple[dict[str, Any], MadeUpdate] | None:
         """What `save` kept for this run; None if there is nothing, or it is another run's.
@@ -132,6 +146,7 @@ class ClientStore:
         if content is None:
             return None
         try:
+            content = unsealed(content)
             saved = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
             if saved["run_id"] != run_id.hex():
                 return None
@@ -156,8 +171,9 @@ class ClientStore:
             pickle.UnpicklingError,
         ) as error:
             raise StorageError(
-                f"{self._directory}/trainer.pt is corrupt, or of another version; delete it to "
-                "start this client afresh"
+                f"{self._directory}/trainer.pt is damaged, or of another version: put a copy of it "
+                "back, or delete it; this client then goes on with fresh optimisers and moving "
+                "averages, and trains again what was not acknowledged"
             ) from error
 
     def _read(self, name: str) -> bytes | None:
@@ -178,6 +194,10 @@ class ClientStore:
         except OSError as error:
             path = self._directory / name
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _digest(kept: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _as_tensor(payload: bytes) -> torch.Tensor:

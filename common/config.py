@@ -191,7 +191,8 @@ def read_config(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         ConfigError: the file cannot be read or is no TOML, or an override is not `key=value`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        # Some editors begin a file with a byte order mark.
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -204,6 +205,8 @@ def _raw(text: str, overrides: Iterable[str], source: str) -> dict[str, Any]:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source} is not valid TOML: it is nested too deeply") from error
     for override in overrides:
         apply_override(raw, override)
     return raw

@@ -1,10 +1,37 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and that show it if a bit of them has changed."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
+from typing import Final
+
+_DIGEST_BYTES: Final = hashlib.sha256().digest_size
+
+
+def sealed(content: bytes) -> bytes:
+    """Content with its SHA-256 before it, for `unsealed` to check."""
+    return hashlib.sha256(content).digest() + content
+
+
+def unsealed(data: bytes) -> bytes:
+    """What was sealed.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("the digest does not match the content")
+    return content
+
+
+def failure_of(error: OSError) -> str:
+    """What went wrong with which file, in one line."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason
 
 
 def write_atomically(path: Path, data: bytes) -> None:

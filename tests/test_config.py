@@ -24,6 +24,17 @@ def test_shipped_configs_are_valid(path: Path) -> None:
     assert load_config(path).name
 
 
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
+    (tmp_path / "plain.toml").write_text("rounds = 7\n")
+    (tmp_path / "marked.toml").write_text("rounds = 7\n", encoding="utf-8-sig")
+    assert load_config(tmp_path / "marked.toml") == load_config(tmp_path / "plain.toml")
+
+
+def test_a_config_that_only_a_program_would_write_ends_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        parse_config(f"name = {'[' * 10_000}{']' * 10_000}")
+
+
 def test_a_data_set_that_is_not_known_is_named() -> None:
     with pytest.raises(ConfigError, match=r"data\.name: choose digits, .*folder, not 'cats'"):
         parse_config('[data]\nname = "cats"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from common.errors import (
     TransportError,
     WrongRound,
 )
+from common.files import sealed, unsealed
 
 pytestmark = pytest.mark.usefixtures("one_thread", "clock")
 
@@ -80,9 +82,11 @@ def test_an_update_of_another_run_is_not_sent(
 def test_a_trainer_that_does_not_fit_is_refused_in_one_line(
     tmp_path: Path, unacknowledged: Submitted
 ) -> None:
-    kept = torch.load(tmp_path / "trainer.pt", weights_only=True)
+    path, buffer = tmp_path / "trainer.pt", io.BytesIO()
+    kept = torch.load(io.BytesIO(unsealed(path.read_bytes())), weights_only=True)
     del kept["trainer"]["averages"]
-    torch.save(kept, tmp_path / "trainer.pt")
+    torch.save(kept, buffer)
+    path.write_bytes(sealed(buffer.getvalue()))
     with pytest.raises(StorageError, match="does not fit this run; delete it") as raised:
         take_part(ScriptedServer(CONFIG, [0]), tmp_path)
     assert "\n" not in str(raised.value)

@@ -4,6 +4,7 @@ import hashlib
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,6 +193,43 @@ def test_every_damaged_model_file_is_refused(tmp_path: Path) -> None:
         load_model(path)
     with pytest.raises(ModelFileError, match="no model at"):
         load_model(tmp_path / "none.prism")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+@pytest.mark.parametrize("statistics", ["means", "variances"])
+def test_statistics_that_cannot_be_are_refused(
+    tmp_path: Path, statistics: str, value: float
+) -> None:
+    """The digest of such a file is right: whoever wrote it computed it anew."""
+    built = build_model(TINY, initial_state(TINY))
+    spoilt = getattr(built, statistics).copy()
+    spoilt[0] = value
+    replace(built, **{statistics: spoilt}).save(tmp_path / "m")
+    with pytest.raises(ModelFileError, match=f"one of its {statistics} is not a number"):
+        load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"variances": -1}, "a variance is negative"),
+        ({"seed": -1}, "no run has seed -1"),
+        ({"seed": 2**63}, "no run has seed"),
+        ({"round": -1}, "no run has seed 1 and round -1"),
+        ({"class_names": ("a", "a")}, "classes contradict each other"),
+        ({"class_names": ("a", "b")}, "has shape"),
+    ],
+)
+def test_models_that_cannot_be_are_refused(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    built = build_model(TINY, initial_state(TINY))
+    if "variances" in change:
+        change = {"variances": change["variances"] * built.variances}
+    replace(built, **change).save(tmp_path / "m")
+    with pytest.raises(ModelFileError, match=says) as raised:
+        load_model(tmp_path / "m")
+    assert "\n" not in str(raised.value)
 
 
 def test_half_precision_does_not_scale_a_layer() -> None:

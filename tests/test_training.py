@@ -1,6 +1,7 @@
 """The local step against its written equations, and what survives a restart."""
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,31 @@ def test_the_store(tmp_path: Path) -> None:
         ClientStore(tmp_path / "file", None)
 
 
+def test_a_flipped_bit_in_what_a_client_keeps_is_noticed(tmp_path: Path) -> None:
+    """Every byte of the small file, and as many of the large one, each with another bit."""
+    store = ClientStore(tmp_path, None)
+    identity = store.identity()
+    averages = {"averages": torch.arange(64.0)}
+    store.save(b"run", averages, MadeUpdate(0, 0, 1, (b"update",), Report(), 0.0))
+    for name, read in (("client.json", store.identity), ("trainer.pt", lambda: store.load(b"run"))):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        for position in np.linspace(0, len(whole) - 1, 110, dtype=int):
+            broken = bytearray(whole)
+            broken[position] ^= 1 << int(position % 8)
+            path.write_bytes(broken)
+            with pytest.raises(StorageError, match=f"{name} is damaged.*delete it") as raised:
+                read()
+            assert "\n" not in str(raised.value)
+        path.write_bytes(whole)
+        assert read()
+    # As a version before the digest wrote it.
+    kept = {"name": identity[0], "instance": identity[1].hex()}
+    (tmp_path / "client.json").write_text(json.dumps(kept))
+    assert store.identity() == identity
+    store.close()
+
+
 def test_identities_are_kept(tmp_path: Path) -> None:
     store = ClientStore(tmp_path, None)
     identity = store.identity()
@@ -184,7 +210,7 @@ def test_identities_are_kept(tmp_path: Path) -> None:
     assert renamed.identity()[0] == "b"
     assert renamed.identity()[1] != identity[1]
     (tmp_path / "client.json").write_text("[]")
-    with pytest.raises(StorageError, match=r"client\.json is corrupt"):
+    with pytest.raises(StorageError, match=r"client\.json is damaged"):
         renamed.identity()
     renamed.close()
 

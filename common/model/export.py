@@ -39,6 +39,8 @@ from common.state import GlobalState, sigma
 _FORMAT = "prism-model-1"
 _NAMES = TypeAdapter(list[Name])
 _LABELS = TypeAdapter(list[int])
+_LARGEST = 1e12
+"""No activation of weights that draw anything has a mean or a variance beyond this."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,9 @@ def load_model(path: Path | str) -> ExportedModel:
             raise ModelFileError(f"{path} is corrupt: its digest does not match its content")
         return _checked(header, tensors)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, PayloadError) as error:
-        raise ModelFileError(f"{path} holds no consistent model") from error
+        # What other libraries say of it takes several lines.
+        why = f": {error}" if type(error) is ValueError else ""
+        raise ModelFileError(f"{path} holds no consistent model{why}") from error
 
 
 def _checked(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> ExportedModel:
@@ -268,7 +272,10 @@ def _checked(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> 
     names = tuple(_NAMES.validate_json(header.get("classes", "[]")))
     unseen = tuple(_LABELS.validate_json(header.get("unseen", "[]")))
     if len(set(names)) < len(names) or not set(unseen) <= set(range(len(names))):
-        raise ValueError("classes")
+        raise ValueError("its classes contradict each other")
+    seed, round_ = int(header["seed"]), int(header["round"])
+    if not (0 <= seed < 2**63 and 0 <= round_ < 2**63):
+        raise ValueError(f"no run has seed {seed} and round {round_}")
     cells, code = _cells(tensors)
     architecture = Architecture(
         model.latent,
@@ -287,14 +294,15 @@ def _checked(header: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> 
     for key, (size, dtype) in expected.items():
         if tensors[key].shape != (size,) or tensors[key].dtype != dtype:
             raise ValueError(f"{key} has shape {tensors[key].shape}")
-        if dtype is np.float32 and not np.isfinite(tensors[key]).all():
-            raise ValueError(f"{key} is not finite")
+        # NaN compares as false.
+        if dtype is np.float32 and not (np.abs(tensors[key]) <= _LARGEST).all():
+            raise ValueError(f"one of its {key} is not a number, or too large to be one")
     if (tensors["variances"] < 0).any():
         raise ValueError("a variance is negative")
     return ExportedModel(
         architecture,
-        int(header["seed"]),
-        int(header["round"]),
+        seed,
+        round_,
         from_bytes(tensors[name].tobytes(), d) if name == "mask" else tensors[name],
         tensors["means"],
         tensors["variances"],

@@ -32,12 +32,14 @@ class Joined:
         fingerprint: the server's.
         lease_seconds: how long the server waits for a silent client.
         partition: index of the data partition handed out, of how many.
+        clock: the server's, in seconds since 1970.
     """
 
     config_toml: str
     fingerprint: Fingerprint
     lease_seconds: float
     partition: tuple[int, int]
+    clock: float
 
 
 @dataclass(frozen=True)

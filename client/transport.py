@@ -116,6 +116,7 @@ class Transport:
             fingerprint_from_pb(reply.fingerprint),
             reply.lease_seconds,
             (reply.partition_index, reply.partition_count),
+            reply.unix_seconds,
         )
 
     def await_round(self) -> Assignment | Wait | Finished:

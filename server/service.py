@@ -8,6 +8,7 @@ of the tree become statuses in `interceptors`.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -62,6 +63,7 @@ class FederationService(FederationServicer):
             fingerprint=fingerprint_to_pb(self._engine.fingerprint),
             lease_seconds=self._config.round.lease_seconds,
             partition_count=self._config.data.clients,
+            unix_seconds=time.time(),
         )
         if request.HasField("fingerprint"):
             self._check_peer(request)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class ScriptedServer:
         assert name and len(instance) == 16 and not wants_partition
         self._called("join")
         self.joins.append(fingerprint)
-        return Joined(self.config.to_toml(), self.fingerprint, self.lease, (0, 0))
+        return Joined(self.config.to_toml(), self.fingerprint, self.lease, (0, 0), time.time())
 
     def await_round(self) -> Assignment | Wait | Finished:
         self._called("await_round")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def test_join_teaches_and_enrols(tmp_path: Path) -> None:
     async def main() -> None:
         async with federation(tmp_path, joined=False) as (ann, *_):
             taught = await ann.stub.Join(ann.join_request(fingerprint=None))
+            assert abs(taught.unix_seconds - time.time()) < 5
             assert (taught.session, taught.fingerprint) == ("", ann.join_request().fingerprint)
             (tmp_path / "taught.toml").write_text(taught.config_toml)
             assert load_config(tmp_path / "taught.toml") == ann.config

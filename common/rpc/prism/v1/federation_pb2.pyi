@@ -216,6 +216,7 @@ class JoinResponse(google.protobuf.message.Message):
     ROUND_FIELD_NUMBER: builtins.int
     PARTITION_INDEX_FIELD_NUMBER: builtins.int
     PARTITION_COUNT_FIELD_NUMBER: builtins.int
+    UNIX_SECONDS_FIELD_NUMBER: builtins.int
     config_toml: builtins.str
     session: builtins.str
     """empty when the request had no fingerprint"""
@@ -224,6 +225,8 @@ class JoinResponse(google.protobuf.message.Message):
     partition_index: builtins.int
     """meaningful when wants_partition was set"""
     partition_count: builtins.int
+    unix_seconds: builtins.float
+    """the server's clock, to compare one's own with"""
     @property
     def fingerprint(self) -> Global___Fingerprint: ...
     def __init__(
@@ -236,9 +239,10 @@ class JoinResponse(google.protobuf.message.Message):
         round: builtins.int = ...,
         partition_index: builtins.int = ...,
         partition_count: builtins.int = ...,
+        unix_seconds: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["fingerprint", b"fingerprint"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["config_toml", b"config_toml", "fingerprint", b"fingerprint", "lease_seconds", b"lease_seconds", "partition_count", b"partition_count", "partition_index", b"partition_index", "round", b"round", "session", b"session"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["config_toml", b"config_toml", "fingerprint", b"fingerprint", "lease_seconds", b"lease_seconds", "partition_count", b"partition_count", "partition_index", b"partition_index", "round", b"round", "session", b"session", "unix_seconds", b"unix_seconds"]) -> None: ...
 
 Global___JoinResponse: typing_extensions.TypeAlias = JoinResponse
 

@@ -20,6 +20,7 @@ from common.config_text import apply_override, flat, key_names, mistakes
 from common.defaults import brought_classes, with_defaults
 from common.errors import ConfigError
 from common.sections import (
+    OPERATIONAL,
     CodecConfig,
     DataConfig,
     EncoderConfig,
@@ -137,7 +138,7 @@ class RunConfig(Section):
         return self.round.min_clients or self.data.clients
 
     def run_id(self) -> bytes:
-        """SHA-256 of the resolved config, the same for equal configs."""
+        """SHA-256 of the resolved config but for operational keys, the same for equal runs."""
         canonical = json.dumps(self._identity(), sort_keys=True)
         return hashlib.sha256(canonical.encode()).digest()
 
@@ -163,7 +164,12 @@ class RunConfig(Section):
 
     def _identity(self) -> dict[str, Any]:
         """All that makes this run another than its like, for JSON."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude=OPERATIONAL)
+
+    def changes_since(self, held: RunConfig) -> dict[str, tuple[Any, Any]]:
+        """Keys, with dots, that an earlier config has otherwise: what they were, and are."""
+        was, now = (dict(flat(config.model_dump(mode="json"))) for config in (held, self))
+        return {key: (was[key], now[key]) for key in now if was[key] != now[key]}
 
     def to_toml(self) -> str:
         """The resolved config; reading it back gives an equal one."""

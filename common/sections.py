@@ -5,7 +5,8 @@ What stands below a key is its description: `prism config` and docs/configuratio
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -179,7 +180,7 @@ class PrivacyConfig(Section):
 
 
 class RoundConfig(Section):
-    """How the server runs rounds."""
+    """How the server runs rounds; all of it may be changed when the server is started again."""
 
     min_clients: Positive | None = None
     """Live clients before a round opens; by default `data.clients`."""
@@ -204,3 +205,11 @@ class OutputConfig(Section):
     """How the exported mask comes from theta: sampled, or [theta > 1/2]."""
     average: Share = 0.1
     """Models are of the mean state over about this last share of the rounds; 0 for the last."""
+
+
+OPERATIONAL: Final[Mapping[str, set[str] | bool]] = {
+    "round": True,
+    "output": {"sample_every", "evaluate_every"},
+}
+"""Sections and keys that are no part of a run's identity: whatever they say, the same updates make
+the same states and the same model."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -34,6 +35,8 @@ from server.members import give_partition
 
 _STATE: Final = "state"
 _DIGEST_BYTES: Final = 32
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Recovered:
         cohort: of the open attempt; empty if none was open.
         updates: acknowledged in the open attempt, by name.
         closing: whether the open attempt had been closed to further updates.
+        changes: of operational keys, at restarts: the round, and by key what it was and became.
     """
 
     checkpoint: Checkpoint | None = None
@@ -99,6 +103,7 @@ class Recovered:
     cohort: tuple[str, ...] = ()
     updates: dict[str, StoredUpdate] = field(default_factory=dict)
     closing: bool = False
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def round(self) -> int:
@@ -125,6 +130,8 @@ class Recovered:
             self.updates.clear()
         elif kind == "close":
             self.closing = True
+        elif kind == "config":
+            self.changes.append({"round": self.round, "changed": entry["changed"]})
         else:
             raise KeyError(kind)
 
@@ -138,9 +145,11 @@ class Journal:
     """
 
     def __init__(self, out: Path, config: RunConfig) -> None:
+        self._config = config
         self._run = config.run_id().hex()
         self._directory = out / "journal"
         self._partitions: dict[str, int] = {}
+        self._changes: list[dict[str, Any]] = []
         self._log: FrameLog | None = None
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -148,7 +157,7 @@ class Journal:
         except OSError as error:
             raise ConfigError(f"cannot use {out} for the run: {error.strerror}") from error
         try:
-            _claim(out, config, self._lock)
+            self._changed = _claim(out, config, self._lock)
         except BaseException:
             self._lock.close()
             raise
@@ -173,7 +182,8 @@ class Journal:
             self._drop_other_logs(path)
         else:
             self._start_log(found.round)
-        self._partitions = dict(found.partitions)
+        self._partitions, self._changes = dict(found.partitions), found.changes
+        self._note_changes(found)
         return found
 
     def append_partition(self, client: str, index: int) -> None:
@@ -215,6 +225,7 @@ class Journal:
             "partitions": self._partitions,
             "members": point.members,
             "metrics": point.metrics,
+            "changes": self._changes,
         }
         arrays = {**point.arrays, _STATE: point.state.values}
         body = json.dumps(header).encode() + b"\n" + safetensors.numpy.save(arrays)
@@ -227,6 +238,18 @@ class Journal:
             self._log.close()
             self._log = None
         self._lock.close()
+
+    def _note_changes(self, found: Recovered) -> None:
+        """Remember that the run goes on with other operational keys, then go on with them."""
+        if not self._changed:
+            return
+        entry = {"kind": "config", "changed": {k: [*pair] for k, pair in self._changed.items()}}
+        self._append(entry)
+        found.apply(entry, b"")
+        write_atomically(self._directory.parent / "config.toml", self._config.to_toml().encode())
+        for key, (was, now) in self._changed.items():
+            log.info("%s is %s from round %d on; it was %s", key, now, found.round, was)
+        self._changed = {}
 
     def _append(self, entry: Mapping[str, Any], payload: bytes = b"") -> None:
         if self._log is None:
@@ -265,7 +288,8 @@ class Journal:
             arrays = safetensors.numpy.load(tensors)
             state = GlobalState(header["round"], arrays.pop(_STATE))
             members, metrics = tuple(header["members"]), header["metrics"]
-            found = Recovered(Checkpoint(state, members, metrics, arrays), header["partitions"])
+            point = Checkpoint(state, members, metrics, arrays)
+            found = Recovered(point, header["partitions"], changes=header["changes"])
             run = header["run"]
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path} is not a checkpoint that this version reads") from error
@@ -277,8 +301,8 @@ class Journal:
         return found
 
 
-def _claim(out: Path, config: RunConfig, lock: IO[str]) -> None:
-    """Take the directory's lock, and check or write whose run it is."""
+def _claim(out: Path, config: RunConfig, lock: IO[str]) -> dict[str, tuple[Any, Any]]:
+    """Take the directory's lock, and check or write whose run it is; see `changes_since`."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -286,5 +310,7 @@ def _claim(out: Path, config: RunConfig, lock: IO[str]) -> None:
     held = out / "config.toml"
     if not held.exists():
         write_atomically(held, config.to_toml().encode())
-    else:
-        config.check_same_run(load_config(held), out)
+        return {}
+    before = load_config(held)
+    config.check_same_run(before, out)
+    return config.changes_since(before)

@@ -88,8 +88,18 @@ def test_defaults_follow_from_other_keys() -> None:
     assert parse_config(weights.to_toml()) == weights
 
 
-def test_run_id_tells_configs_apart() -> None:
-    assert parse_config("seed = 1").run_id() != parse_config("seed = 2").run_id()
+def test_run_id_tells_runs_apart_and_nothing_else() -> None:
+    one = parse_config("")
+    for other in ("seed=2", "data.clients=4", "output.mask=sample", "output.average=0.5"):
+        assert parse_config("", [other]).run_id() != one.run_id()
+    changes = ["round.deadline_seconds=5", "round.quorum=0.9", "round.min_clients=1"]
+    changes += ["round.lease_seconds=3", "output.sample_every=1", "output.evaluate_every=2"]
+    other = parse_config("", changes)
+    assert other.run_id() == one.run_id()
+    assert one.changes_since(one) == {}
+    changed = other.changes_since(one)
+    assert {f"{key}={now:g}" for key, (_, now) in changed.items()} >= set(changes)
+    assert changed["round.deadline_seconds"] == (600, 5)
 
 
 def test_another_run_is_told_apart_by_its_keys() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from support import running, serve_finished, tiny_config, whole_run
 
 from common.cells import CODE_SIZE, CellTable
-from common.config import RunConfig
+from common.config import RunConfig, load_config
 from common.errors import ConfigError, StorageError
 from common.report import Report
 from common.state import GlobalState
@@ -115,6 +116,25 @@ def test_a_directory_belongs_to_one_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot use"):
         Journal(tmp_path / "file", tiny_config())
+
+
+def test_operational_keys_may_change_and_the_journal_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    before, after = tiny_config(), tiny_config(round={"quorum": 0.25})
+    reopened(tmp_path, before)
+    entry = {"round": 0, "changed": {"round.quorum": [before.round.quorum, 0.25]}}
+    assert reopened(tmp_path, after).changes == [entry]
+    assert f"round.quorum is 0.25 from round 0 on; it was {before.round.quorum}" in caplog.text
+    assert load_config(tmp_path / "config.toml") == after
+    journal = Journal(tmp_path, after)
+    assert journal.recover().changes == [entry], "said once"
+    state = GlobalState(1, np.zeros(4, dtype=np.int16))
+    journal.checkpoint(Checkpoint(state, (), {"round": 0}, {}))
+    journal.close()
+    assert reopened(tmp_path, before).changes[0] == entry, "kept with the checkpoint"
+    assert [e["round"] for e in reopened(tmp_path, before).changes] == [0, 1]
 
 
 def test_two_servers_cannot_share_a_directory(tmp_path: Path) -> None:

@@ -68,5 +68,6 @@ default; those of [configs/](../configs) are set for the data that they are name
 KEY=VALUE` changes a key on the command line, as in `--set train.local_steps=50`.
 
 This page is `prism config --markdown` (`make docs`). A default of "-" follows from other keys, as
-the last column says.
+the last column says. All keys of `[round]`, `output.sample_every` and `output.evaluate_every` may
+change when the server is started again; any other makes it another run.
 """

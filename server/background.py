@@ -14,17 +14,40 @@ from common.errors import TransportError
 Result = TypeVar("Result")
 
 
+class Wakeups:
+    """Events by name, so that a change wakes those alone whom it concerns."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, asyncio.Event] = {}
+
+    def of(self, name: str) -> asyncio.Event:
+        """Is set at the next `wake` of a name."""
+        return self._events.setdefault(name, asyncio.Event())
+
+    def wake(self, *names: str) -> None:
+        """Wake those who wait under these names."""
+        for name in names:
+            if (event := self._events.pop(name, None)) is not None:
+                event.set()
+
+    def wake_all(self) -> None:
+        """Wake everyone."""
+        self.wake(*self._events)
+
+
 class Background:
     """One writer thread and any number of tasks; the first failure of any stops the rest.
 
     Attributes:
         stopping: whether those who wait are to give up.
-        changed: set at the next change, when another takes its place.
+        changed: set at the next change, when another takes its place; for the engine itself.
+        calls: that wait for something, by the name of their client.
     """
 
     def __init__(self) -> None:
         self.stopping = False
         self.changed = asyncio.Event()
+        self.calls = Wakeups()
         self._writer = ThreadPoolExecutor(1, "writer")
         self._failure: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -44,13 +67,14 @@ class Background:
         return task
 
     def notify(self) -> None:
-        """Wake everyone who waits for a change."""
+        """Wake those who wait for any change."""
         self.changed.set()
         self.changed = asyncio.Event()
 
     def stop(self) -> None:
         """Tell everyone who waits to give up."""
         self.stopping = True
+        self.calls.wake_all()
         self.notify()
 
     def check_running(self) -> None:

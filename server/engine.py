@@ -12,8 +12,6 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from common.config import RunConfig
@@ -30,7 +28,6 @@ from server.broadcast import Broadcast
 from server.evaluation import NO_EVALUATION, EvaluationOptions
 from server.events import (
     Assignment,
-    Claimed,
     Closing,
     Discarded,
     Effects,
@@ -39,9 +36,11 @@ from server.events import (
     Opened,
     Wait,
 )
+from server.intake import Intake
 from server.journal import Checkpoint, Journal, Recovered, StoredUpdate
 from server.members import Members, Parted, PartitionGiven
 from server.metrics import Metrics
+from server.progress import Progress
 from server.recorder import Recorder
 from server.rounds import Phase, Rounds
 from server.upload import Upload
@@ -57,6 +56,7 @@ class Engine:
         fingerprint: what clients must agree with.
         rounds: the state machine, for others to ask; events go through the engine.
         broadcast: the downlink.
+        intake: where updates come in.
         recorder: the run's outputs.
 
     Raises:
@@ -84,7 +84,8 @@ class Engine:
             self._journal.close()
             raise
         self._work = Background()
-        self._said = ""
+        self._progress = Progress()
+        self.intake = Intake(self.rounds, self._work)
 
     def _restore(self, found: Recovered) -> None:
         """Take up the state, the members and the open round of the previous process."""
@@ -137,6 +138,8 @@ class Engine:
         session = secrets.token_urlsafe(16)
         now = time.monotonic()
         effects = self.rounds.join(now, name, instance, session, wants_partition)
+        # Of an older session of the same name, calls may be waiting.
+        self._work.calls.wake(name)
         log.info("%s joined", name)
         await self._apply(effects)
         return session, self.rounds.members.partition(name)
@@ -150,12 +153,12 @@ class Engine:
         until = time.monotonic() + seconds
         while True:
             self._work.check_running()
-            changed = self._work.changed
             now = time.monotonic()
             outcome = self.rounds.outcome(now, session)
             if not isinstance(outcome, Wait) or now >= until:
                 return outcome
-            await wait_for(changed, until - now)
+            name = self.rounds.members.name_of(session)
+            await wait_for(self._work.calls.of(name), until - now)
 
     def steps(self, round_: int, held: tuple[int, bytes] | None) -> tuple[StateStep, ...]:
         """What brings a client from the state it holds to the state of a round.
@@ -169,35 +172,6 @@ class Engine:
                 f"the state of round {round_} is not the current one", self.rounds.round
             )
         return self.broadcast.steps(held)
-
-    @asynccontextmanager
-    async def upload(
-        self,
-        session: str,
-        round_: int,
-        place: tuple[int, int],
-        digest: bytes,
-        sizes: tuple[int, ...],
-    ) -> AsyncIterator[Upload | None]:
-        """Claim the place of an update, for a block that takes it in and submits it.
-
-        Gives None if this very update is durable already. What the block did not submit is
-        given up at its end. Raises as `Rounds.claim` does.
-        """
-        while True:
-            self._work.check_running()
-            changed = self._work.changed
-            claimed = self.rounds.claim(session, round_, place, digest)
-            if claimed is not Claimed.STORING:
-                break
-            await changed.wait()
-        if claimed is Claimed.DUPLICATE:
-            yield None
-            return
-        try:
-            yield Upload(claimed, sizes, self.rounds.check)
-        finally:
-            self.rounds.release(claimed)
 
     async def submit(self, upload: Upload, report: Report) -> None:
         """Decode an update, make it durable and fold it; it may be acknowledged then.
@@ -221,7 +195,9 @@ class Engine:
 
         async def commit() -> None:
             await durable(self._work.write(store))
-            await self._apply(self.rounds.commit(time.monotonic(), ticket))
+            effects = self.rounds.commit(time.monotonic(), ticket)
+            self._work.calls.wake(ticket.name)
+            await self._apply(effects)
 
         await asyncio.shield(self._work.spawn(commit()))
 
@@ -245,9 +221,9 @@ class Engine:
     async def linger(self, seconds: float) -> None:
         """Go on answering until all have heard that the run is over, at most so long."""
         until = time.monotonic() + seconds
-        while (now := time.monotonic()) < until and not self._work.stopping:
+        while time.monotonic() < until and not self._work.stopping:
             # Those from before a restart may still be on their way back.
-            if not (self.live() or self.rounds.members.awaited(now)):
+            if not (self.rounds.members.count or self.rounds.members.awaits):
                 return
             await self._wait_for_event(until)
 
@@ -267,8 +243,9 @@ class Engine:
         if effects := self.rounds.tick(time.monotonic()):
             await self._apply(effects)
         now = time.monotonic()
-        self._say(self.rounds.describe(now))
-        await wait_for(self._work.changed, min(until, self.rounds.next_deadline()) - now)
+        line = self.rounds.describe(now)
+        until = min(until, self.rounds.next_deadline(), self._progress.say(now, line))
+        await wait_for(self._work.changed, until - now)
         self._work.raise_failure()
 
     # The machine's effects
@@ -282,6 +259,7 @@ class Engine:
                     state, size = self.broadcast.state, len(cohort)
                     self._attempt = Attempt(self.config, state, size, time.monotonic())
                     written = self._work.write(self._journal.append_open, attempt, cohort)
+                    self._work.calls.wake(*cohort)
                     again = f", attempt {attempt + 1}" if attempt else ""
                     log.info(
                         "round %d is open for %d clients%s, state %s",
@@ -304,7 +282,10 @@ class Engine:
                 case PartitionGiven(name, index):
                     written = self._work.write(self._journal.append_partition, name, index)
                 case Parted(name, reason):
+                    self._work.calls.wake(name)
                     log.info("%s is gone: %s", name, reason)
+        if self.finished:
+            self._work.calls.wake_all()
         self._work.notify()
         if written is not None:
             await durable(written)
@@ -340,9 +321,3 @@ class Engine:
         if self._attempt is None:
             raise WrongRound(f"round {self.rounds.round} is not open", self.rounds.round)
         return self._attempt
-
-    def _say(self, line: str) -> None:
-        """Log what the run waits for, once until it changes."""
-        if line != self._said:
-            log.info("%s", line)
-            self._said = line

@@ -1,7 +1,12 @@
-"""Who is here: names, sessions, leases and data partitions. Pure, like `rounds`."""
+"""Who is here: names, sessions, leases and data partitions. Pure, like `rounds`.
+
+No call looks at every name, but for `live` and `awaited`, and for giving a partition away that
+was somebody's: with many clients, each of them calls often.
+"""
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -55,12 +60,19 @@ class Members:
         self._partitions = dict(partitions)
         self._members: dict[str, _Member] = {}
         self._sessions: dict[str, str] = {}
-        self._awaited: dict[str, float] = {}
+        # (when, session), soonest first. A renewal leaves its entry as it is: when that comes up
+        # it is put back if the lease runs longer by then, and dropped if the session has ended.
+        self._leases: list[tuple[float, str]] = []
+        self._awaited: set[str] = set()
+        self._awaited_until = math.inf
+        # Indices that nobody was ever given, the lowest last.
+        given = set(self._partitions.values())
+        self._unused = [i for i in reversed(range(partition_count)) if i not in given]
 
     def await_return(self, now: float, names: Iterable[str]) -> None:
         """Hold the place of clients that were here before the server was restarted."""
-        until = now + max(REJOIN_SECONDS, self.lease_seconds)
-        self._awaited = dict.fromkeys(names, until)
+        self._awaited = set(names)
+        self._awaited_until = now + max(REJOIN_SECONDS, self.lease_seconds)
 
     def join(
         self, now: float, name: str, instance: bytes, session: str, wants_partition: bool
@@ -81,12 +93,14 @@ class Members:
             given = (PartitionGiven(name, self._free_partition(now)),)
 
         for partition in given:
-            give_partition(self._partitions, name, partition.index)
+            self._take_partition(partition)
         if held:
             del self._sessions[held.session]
-        self._members[name] = _Member(session, instance, now + self.lease_seconds)
+        expires = now + self.lease_seconds
+        self._members[name] = _Member(session, instance, expires)
         self._sessions[session] = name
-        self._awaited.pop(name, None)
+        heapq.heappush(self._leases, (expires, session))
+        self._awaited.discard(name)
         return given
 
     def leave(self, session: str) -> tuple[Parted, ...]:
@@ -108,12 +122,18 @@ class Members:
         return name
 
     def expire(self, now: float) -> tuple[Parted, ...]:
-        """Drop those whose lease has run out."""
-        gone = [name for name, member in self._members.items() if member.expires <= now]
-        for name in gone:
-            del self._sessions[self._members.pop(name).session]
-        self._awaited = {name: until for name, until in self._awaited.items() if until > now}
-        return tuple(Parted(name, "its lease ran out") for name in gone)
+        """Drop those whose lease has run out, and the places that were held for too long."""
+        gone = []
+        while self._next_lease() <= now:
+            _, session = heapq.heappop(self._leases)
+            name = self._sessions.pop(session)
+            del self._members[name]
+            gone.append(Parted(name, "its lease ran out"))
+        if self._awaited and self._awaited_until <= now:
+            late = sorted(self._awaited)
+            gone += [Parted(name, "it did not come back after a restart") for name in late]
+            self._awaited.clear()
+        return tuple(gone)
 
     def name_of(self, session: str) -> str:
         """Whose session it is.
@@ -126,21 +146,35 @@ class Members:
             raise SessionUnknown("this session is unknown or has run out: join again")
         return name
 
+    @property
+    def count(self) -> int:
+        """Clients that are here; who is out of lease counts until `expire` is called."""
+        return len(self._members)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether anybody's place is held after a restart; until `expire` is called, likewise."""
+        return bool(self._awaited)
+
+    def here(self, name: str) -> bool:
+        """Whether a name counts as here or has its place held; both until `expire`, likewise."""
+        return name in self._members or name in self._awaited
+
     def live(self, now: float) -> tuple[str, ...]:
         """Names with a lease, sorted."""
         return tuple(sorted(n for n, member in self._members.items() if member.expires > now))
 
     def awaited(self, now: float) -> tuple[str, ...]:
         """Names that were here before a restart and may yet come back, sorted."""
-        return tuple(sorted(n for n, until in self._awaited.items() if until > now))
+        return tuple(sorted(self._awaited)) if self._awaited_until > now else ()
 
     def _free_partition(self, now: float) -> int:
         """One that nobody was given, else one of a client that is gone."""
-        every = set(range(self.partition_count))
-        here = {name for name, member in self._members.items() if member.expires > now}
-        here |= self._awaited.keys()
+        if self._unused:
+            return self._unused[-1]
+        here = {*self.live(now), *self._awaited}
         held = {index for name, index in self._partitions.items() if name in here}
-        free = (every - set(self._partitions.values())) or (every - held)
+        free = set(range(self.partition_count)) - held
         if not free:
             raise RunMismatch(
                 f"all {self.partition_count} partitions are held by clients that are here: "
@@ -148,14 +182,32 @@ class Members:
             )
         return min(free)
 
+    def _take_partition(self, given: PartitionGiven) -> None:
+        if self._unused:
+            self._partitions[given.name] = self._unused.pop()
+        else:
+            give_partition(self._partitions, given.name, given.index)
+
     def partition(self, name: str) -> int | None:
         """The data partition of a name, if it has one."""
         return self._partitions.get(name)
 
     def next_expiry(self) -> float:
         """When the next lease or held place runs out; infinity without any."""
-        leases = (member.expires for member in self._members.values())
-        return min((*leases, *self._awaited.values()), default=math.inf)
+        return min(self._next_lease(), self._awaited_until if self._awaited else math.inf)
+
+    def _next_lease(self) -> float:
+        """When the first lease runs out; its entry is the first of the queue then."""
+        while self._leases:
+            when, session = self._leases[0]
+            name = self._sessions.get(session)
+            if name is None:
+                heapq.heappop(self._leases)
+            elif (expires := self._members[name].expires) != when:
+                heapq.heapreplace(self._leases, (expires, session))
+            else:
+                return when
+        return math.inf
 
 
 def check_identity(name: str, instance: bytes) -> None:

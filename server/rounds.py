@@ -19,19 +19,21 @@ validates and raises, and one that raises has changed nothing. There are two kin
 
 An upload needs no effects, because it counts for nothing before `commit`: while it is claimed its
 update is missing, and once it is stored all that it does is to hold up the end of the attempt.
-Leases are renewed on `members`, since a longer lease calls for no change.
+Leases are renewed on `members`, since a longer lease calls for no change. What an event costs
+does not depend on how many clients there are, but for those that open or end an attempt.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from enum import StrEnum
+from itertools import islice
 
 from common.config import RunConfig
 from common.errors import AlreadyExists, NotInCohort, ProtocolError, WrongRound
 from common.seeding import derive
+from server.cohort import Cohort, Stage
 from server.events import (
     Assignment,
     Claimed,
@@ -45,7 +47,7 @@ from server.events import (
     Ticket,
     Wait,
 )
-from server.members import Members
+from server.members import Members, Parted
 
 
 class Phase(StrEnum):
@@ -57,18 +59,6 @@ class Phase(StrEnum):
     FINISHED = "finished"
 
 
-class _Stage(StrEnum):
-    UPLOADING = "uploading"
-    STORING = "storing"
-    IN = "in"
-
-
-@dataclass
-class _Slot:
-    ticket: Ticket
-    stage: _Stage
-
-
 class Rounds:
     """One run's rounds.
 
@@ -76,7 +66,6 @@ class Rounds:
         phase: see the module's diagram.
         round: the round that is open or next; rounds closed so far.
         attempt: how often this round was run below quorum.
-        cohort: names asked to train, sorted; empty unless the phase is OPEN or CLOSING.
         members: who is here.
     """
 
@@ -86,8 +75,7 @@ class Rounds:
         self.phase = Phase.FINISHED if round_ >= config.rounds else Phase.WAITING
         self.round = round_
         self.attempt = 0
-        self.cohort: tuple[str, ...] = ()
-        self._slots: dict[str, _Slot] = {}
+        self._cohort = Cohort()
         self._serial = 0
         self._deadline = math.inf
 
@@ -99,7 +87,7 @@ class Rounds:
         if earlier is not None:
             self._open(now, earlier.cohort)
             for name, digest in earlier.submitted.items():
-                self._slots[name] = _Slot(self._ticket(name, digest), _Stage.IN)
+                self._cohort.put(self._ticket(name, digest), Stage.IN)
             if earlier.closing:
                 return (self._close(), *self._settle(now))
         return self._settle(now)
@@ -109,11 +97,12 @@ class Rounds:
     ) -> Effects:
         """Enrol a client under a fresh session token; see `Members.join` for what it raises."""
         given = self.members.join(now, name, instance, session, wants_partition)
+        self._cohort.returned(name)
         return (*given, *self._settle(now))
 
     def leave(self, now: float, session: str) -> Effects:
         """End a session; unknown ones are gone already."""
-        return (*self.members.leave(session), *self._settle(now))
+        return (*self._without(self.members.leave(session)), *self._settle(now))
 
     def tick(self, now: float) -> Effects:
         """Let leases and the deadline run out; see `next_deadline`."""
@@ -140,18 +129,18 @@ class Rounds:
             AlreadyExists: a different update of this client is in.
         """
         name = self.members.name_of(session)
-        if round_ != self.round or not self.cohort:
+        rank, size = self._cohort.rank(name), len(self.cohort)
+        if round_ != self.round or not size:
             raise WrongRound(self._which(round_), self.round)
-        if name not in self.cohort:
+        if rank is None:
             raise NotInCohort(f"{name} is not in the cohort of round {round_}; await the next")
-        slot = self._slots.get(name)
-        if slot and slot.stage is not _Stage.UPLOADING:
-            if slot.ticket.digest != digest:
+        held, stage = self._cohort.ticket(name), self._cohort.stage(name)
+        if held is not None and stage is not Stage.UPLOADING:
+            if held.digest != digest:
                 raise AlreadyExists(f"a different update of {name} for round {round_} is in")
-            return Claimed.DUPLICATE if slot.stage is _Stage.IN else Claimed.STORING
+            return Claimed.DUPLICATE if stage is Stage.IN else Claimed.STORING
         if self.phase is not Phase.OPEN:
             raise WrongRound(self._which(round_), self.round)
-        rank, size = self.cohort.index(name), len(self.cohort)
         if place != (rank, size):
             raise WrongRound(
                 f"the update was made for rank {place[0]} of {place[1]}, but {name} is {rank} "
@@ -159,7 +148,7 @@ class Rounds:
                 self.round,
             )
         ticket = self._ticket(name, digest)
-        self._slots[name] = _Slot(ticket, _Stage.UPLOADING)
+        self._cohort.put(ticket, Stage.UPLOADING)
         return ticket
 
     def store(self, ticket: Ticket) -> None:
@@ -169,21 +158,19 @@ class Rounds:
             WrongRound, AlreadyExists: as in `check`.
         """
         self.check(ticket)
-        self._slots[ticket.name].stage = _Stage.STORING
+        self._cohort.put(ticket, Stage.STORING)
 
     def commit(self, now: float, ticket: Ticket) -> Effects:
         """The update of a ticket that was stored is durable and folded."""
-        slot = self._slots.get(ticket.name)
-        if slot is None or slot.ticket != ticket or slot.stage is not _Stage.STORING:
+        if not self._cohort.has(ticket, Stage.STORING):
             raise ProtocolError(f"the update of {ticket.name} was not being stored")
-        slot.stage = _Stage.IN
+        self._cohort.put(ticket, Stage.IN)
         return self._settle(now)
 
     def release(self, ticket: Ticket) -> None:
         """Give up a ticket whose upload failed; one that is storing, in or gone stays so."""
-        slot = self._slots.get(ticket.name)
-        if slot and slot.ticket == ticket and slot.stage is _Stage.UPLOADING:
-            del self._slots[ticket.name]
+        if self._cohort.has(ticket, Stage.UPLOADING):
+            self._cohort.drop(ticket.name)
 
     def aggregated(self, now: float) -> Effects:
         """The closed round's result is durable: go on to the next round."""
@@ -206,8 +193,7 @@ class Rounds:
         attempt = (self.phase, self.round, self.attempt)
         if attempt != (Phase.OPEN, ticket.round, ticket.attempt):
             raise WrongRound(self._which(ticket.round), self.round)
-        slot = self._slots.get(ticket.name)
-        if slot is None or slot.ticket != ticket or slot.stage is not _Stage.UPLOADING:
+        if not self._cohort.has(ticket, Stage.UPLOADING):
             raise AlreadyExists(f"a newer call of {ticket.name} took the place of this upload")
 
     def outcome(self, now: float, session: str) -> Assignment | Wait | Finished:
@@ -219,44 +205,48 @@ class Rounds:
         name = self.members.name_of(session)
         if self.phase is Phase.FINISHED:
             return Finished(self.round)
-        slot = self._slots.get(name)
-        uploading = slot is None or slot.stage is _Stage.UPLOADING
-        if self.phase is Phase.OPEN and name in self.cohort and uploading:
-            rank = self.cohort.index(name)
+        rank, uploading = (
+            self._cohort.rank(name),
+            self._cohort.stage(name) in (None, Stage.UPLOADING),
+        )
+        if self.phase is Phase.OPEN and rank is not None and uploading:
             return Assignment(self.round, rank, len(self.cohort), max(0.0, self._deadline - now))
-        return Wait(self.describe(now), len(self.members.live(now)), self._config.min_clients)
+        return Wait(self.describe(now), self.members.count, self._config.min_clients)
 
     def describe(self, now: float) -> str:
         """What the run waits for, in one line."""
         if self.phase is Phase.FINISHED:
             return f"finished after {self.round} rounds"
         if self.phase is Phase.CLOSING:
-            return f"round {self.round}: aggregating {len(self.submitted)} updates"
+            return f"round {self.round}: aggregating {self._cohort.received} updates"
         if self.phase is Phase.OPEN:
-            missing = [name for name in self.cohort if name not in self.submitted]
-            return f"round {self.round}: waiting for the update of {_some(missing)}"
-        live, needed = len(self.members.live(now)), self._config.min_clients
+            return f"round {self.round}: waiting for the update of {_some(self._cohort.pending)}"
+        live, needed = self.members.count, self._config.min_clients
         if live >= needed:
             awaited = _some(self.members.awaited(now))
             return f"round {self.round}: waiting for {awaited} to come back after a restart"
         return f"round {self.round}: waiting for clients, {live} of {needed} are here"
 
     @property
+    def cohort(self) -> tuple[str, ...]:
+        """Names asked to train, sorted; empty unless the phase is OPEN or CLOSING."""
+        return self._cohort.names
+
+    @property
     def submitted(self) -> tuple[str, ...]:
         """Names whose update is durable and folded, sorted."""
-        done = (name for name, slot in self._slots.items() if slot.stage is _Stage.IN)
-        return tuple(sorted(done))
+        return self._cohort.submitted
 
     def next_deadline(self) -> float:
         """When `tick` has something to do; infinity if nothing runs out."""
-        deadline = math.inf if self._storing() else self._deadline
+        deadline = math.inf if self._cohort.storing else self._deadline
         return min(deadline, self.members.next_expiry())
 
     # The funnel
 
     def _settle(self, now: float) -> Effects:
         """Expire leases, then change phase until nothing calls for a change."""
-        effects: list[Effect] = list(self.members.expire(now))
+        effects: list[Effect] = list(self._without(self.members.expire(now)))
         while True:
             effect: Effect | None = None
             if self.phase is Phase.WAITING:
@@ -268,9 +258,9 @@ class Rounds:
             effects.append(effect)
 
     def _leave_waiting(self, now: float) -> Opened | None:
-        live = self.members.live(now)
-        if len(live) < self._config.min_clients or self.members.awaited(now):
+        if self.members.count < self._config.min_clients or self.members.awaits:
             return None
+        live = self.members.live(now)
         seed, size = self._config.seed, _share(self._config.round.participation, len(live))
         drawn = sorted(live, key=lambda n: derive(seed, "cohort", self.round, self.attempt, n))
         self._open(now, sorted(drawn[:size]))
@@ -279,16 +269,14 @@ class Rounds:
     def _leave_open(self, now: float) -> Closing | Discarded | None:
         # An update on its way to the disk is in the journal or not when the server dies; the
         # round must not close over it.
-        if self._storing():
+        if self._cohort.storing:
             return None
-        live = self.members.live(now)
-        here = {*live, *self.members.awaited(now)}
-        missing = [name for name in self.cohort if name in here and name not in self.submitted]
-        received, needed = len(self.submitted), _share(self._config.round.quorum, len(self.cohort))
+        missing, received = self._cohort.missing, self._cohort.received
+        needed = _share(self._config.round.quorum, len(self.cohort))
         if received >= needed and (not missing or now >= self._deadline):
             return self._close()
         # Those who are gone may be back under other names; enough of them, and it starts anew.
-        hopeless = not missing and len(live) >= self._config.min_clients
+        hopeless = not missing and self.members.count >= self._config.min_clients
         if now < self._deadline and not hopeless:
             return None
         effect = Discarded(self.round, self.attempt, received, needed)
@@ -298,7 +286,8 @@ class Rounds:
 
     def _open(self, now: float, cohort: Iterable[str]) -> None:
         self.phase = Phase.OPEN
-        self.cohort = tuple(cohort)
+        names = tuple(cohort)
+        self._cohort = Cohort(names, [name for name in names if not self.members.here(name)])
         self._deadline = now + self._config.round.deadline_seconds
 
     def _close(self) -> Closing:
@@ -308,17 +297,20 @@ class Rounds:
 
     def _shut(self, phase: Phase) -> None:
         self.phase = phase
-        self.cohort = ()
-        self._slots = {}
+        self._cohort = Cohort()
         self._deadline = math.inf
 
     def _ticket(self, name: str, digest: bytes) -> Ticket:
         self._serial += 1
-        rank = self.cohort.index(name)
+        rank = self._cohort.rank(name)
+        assert rank is not None  # noqa: S101 - narrows the type
         return Ticket(self._serial, name, self.round, self.attempt, rank, digest)
 
-    def _storing(self) -> bool:
-        return any(slot.stage is _Stage.STORING for slot in self._slots.values())
+    def _without(self, gone: tuple[Parted, ...]) -> tuple[Parted, ...]:
+        """Note in the cohort who is gone."""
+        for parted in gone:
+            self._cohort.parted(parted.name)
+        return gone
 
     def _which(self, asked: int) -> str:
         if asked == self.round:
@@ -331,8 +323,7 @@ def _share(share: float, of: int) -> int:
     return max(1, math.ceil(share * of - 1e-9))
 
 
-def _some(names: Iterable[str]) -> str:
+def _some(names: Collection[str]) -> str:
     """The first few names, for a person."""
-    listed = sorted(names)
-    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    return ", ".join(listed[:3]) + more
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(islice(names, 3)) + more

@@ -132,7 +132,8 @@ class FederationService(FederationServicer):
         self._check_report(report)
         session = session_of(context.invocation_metadata())
         place, digest = (header.rank, header.cohort_size), header.payload_digest
-        async with self._engine.upload(session, header.round, place, digest, sizes) as upload:
+        taken = self._engine.intake.upload(session, header.round, place, digest, sizes)
+        async with taken as upload:
             if upload is None:
                 return pb.SubmitUpdateResponse(round=header.round, duplicate=True)
             async for message in request_iterator:
@@ -162,7 +163,7 @@ class FederationService(FederationServicer):
     ) -> pb.GetStatusResponse:
         """Say where the run stands."""
         rounds = self._engine.rounds
-        names = sorted({*self._engine.live(), *rounds.cohort})
+        cohort, submitted = set(rounds.cohort), set(rounds.submitted)
         return pb.GetStatusResponse(
             run_name=self._config.name,
             fingerprint=fingerprint_to_pb(self._engine.fingerprint),
@@ -173,10 +174,10 @@ class FederationService(FederationServicer):
             clients=[
                 pb.ClientStatus(
                     name=name,
-                    in_cohort=name in rounds.cohort,
-                    submitted=name in rounds.submitted,
+                    in_cohort=name in cohort,
+                    submitted=name in submitted,
                 )
-                for name in names
+                for name in sorted(cohort.union(self._engine.live()))
             ],
         )
 

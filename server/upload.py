@@ -10,7 +10,7 @@ from server.events import Ticket
 
 
 class Upload:
-    """The payload of one claimed update, as it comes; made by `Engine.upload`.
+    """The payload of one claimed update, as it comes; made by `Intake.upload`.
 
     Args:
         ticket: of the claim.

@@ -17,7 +17,7 @@ from support_rounds import (
 
 from common.errors import WrongRound
 from server.events import Assignment, Claimed, Closing, Finished, Interrupted, Opened, Wait
-from server.members import REJOIN_SECONDS
+from server.members import REJOIN_SECONDS, Parted
 from server.rounds import Phase, Rounds
 
 
@@ -110,7 +110,8 @@ def test_resumed_round_does_not_wait_for_ever() -> None:
         Interrupted(tuple("abc"), {"a": DIGEST, "b": DIGEST}, closing=False), quorum=0.6
     )
     assert rounds.next_deadline() == REJOIN_SECONDS
-    assert rounds.tick(REJOIN_SECONDS) == (Closing(1, 0, ("a", "b")),)
+    gone = [Parted(name, "it did not come back after a restart") for name in "abc"]
+    assert rounds.tick(REJOIN_SECONDS) == (*gone, Closing(1, 0, ("a", "b")))
 
 
 def test_resumed_in_closing_it_closes_with_the_same_updates() -> None:

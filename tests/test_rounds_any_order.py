@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support_rounds import DEADLINE, DIGEST, LEASE, OTHER, make
 
 from common.errors import PrismError
+from server.cohort import Stage
 from server.events import Claimed, Closing, Discarded, Effects, Opened, Ticket
 from server.rounds import Phase
 
@@ -118,8 +120,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     def finish(self, ticket: Ticket) -> None:
         def call() -> Effects:
-            slot = self.rounds._slots.get(ticket.name)
-            if slot and slot.ticket == ticket and slot.stage == "storing":
+            if self.rounds._cohort.has(ticket, Stage.STORING):
                 self.durable[ticket.name] = ticket.digest
             return self.rounds.commit(self.now, ticket)
 
@@ -160,6 +161,20 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         assert rounds.describe(self.now)
         for name in rounds.members.live(self.now):
             rounds.outcome(self.now, self.session[name])
+
+    @invariant()
+    def figures_that_are_kept_are_those_that_counting_gives(self) -> None:
+        rounds, members = self.rounds, self.rounds.members
+        live = members.live(self.now)
+        pending = [name for name in rounds.cohort if name not in rounds.submitted]
+        assert list(rounds._cohort.pending) == pending
+        assert rounds._cohort.missing == sum(name in live for name in pending)
+        assert rounds._cohort.received == len(rounds.submitted)
+        stages = [rounds._cohort.stage(name) for name in rounds.cohort]
+        assert rounds._cohort.storing == stages.count(Stage.STORING)
+        assert members.count == len(live)
+        expiries = [members._members[name].expires for name in live]
+        assert members.next_expiry() == min(expiries, default=math.inf)
 
 
 AnyOrderOfEvents.TestCase.settings = settings(

@@ -75,19 +75,20 @@ def client(
     from client.privacy_guard import Guard
     from client.store import ClientStore
     from client.transport import Transport
-    from common.address import check_security
+    from common.address import Address, check_security
 
     log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if threads:
         torch.set_num_threads(threads)
     try:
-        check_security(server, secured=ca is not None, insecure=insecure)
+        address = Address.parse(server)
+        check_security(address, secured=ca is not None, insecure=insecure)
         private = PrivateData(
             data, data_dir, PartitionChoice.parse(partition), choose_device(device), encoder_weights
         )
         store = ClientStore(state, name)
-        transport = Transport(server, Security(ca, cert, key))
+        transport = Transport(address, Security(ca, cert, key))
         guard = Guard(store.directory, max_epsilon)
         process = Client(transport, private, store, guard, patience)
     except PrismError as error:

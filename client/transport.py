@@ -16,7 +16,7 @@ import grpc
 from client.messages import Assignment, Finished, Joined, Security, Wait
 from client.privacy_guard import MECHANISMS
 from common import PROTOCOL_VERSION
-from common.address import is_loopback
+from common.address import Address
 from common.codecs import MASK_CODECS, SCORE_CODECS, WEIGHT_CODECS
 from common.codecs.difference import MAX_CLIENTS
 from common.downlink import STATE_CODECS, StateStep
@@ -71,8 +71,8 @@ _CODECS = [
 class Transport:
     """One channel to one server. Every method may raise TransportError: try again later."""
 
-    def __init__(self, address: str, security: Security) -> None:
-        self._address = address
+    def __init__(self, address: Address, security: Security) -> None:
+        self._address = str(address)
         options = [
             ("grpc.service_config", json.dumps(_RETRY)),
             ("grpc.keepalive_time_ms", 30_000),
@@ -82,14 +82,14 @@ class Transport:
             ("grpc.max_reconnect_backoff_ms", 2_000),
             ("grpc.max_receive_message_length", 4 * 1024 * 1024),
             # What was meant to stay on this machine must not go through somebody's proxy.
-            ("grpc.enable_http_proxy", 0 if is_loopback(address) else 1),
+            ("grpc.enable_http_proxy", 0 if address.is_loopback else 1),
         ]
         if security.ca is None:
             if security.cert or security.key:
                 raise ConfigError("--cert and --key need --ca")
-            self._channel = grpc.insecure_channel(address, options)
+            self._channel = grpc.insecure_channel(self._address, options)
         else:
-            self._channel = grpc.secure_channel(address, _credentials(security), options)
+            self._channel = grpc.secure_channel(self._address, _credentials(security), options)
         self._stub = FederationStub(self._channel)
         self._session = ""
 

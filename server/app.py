@@ -18,7 +18,7 @@ from grpc_health.v1.health import SERVICE_NAME
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
-from common.address import check_listen, check_security
+from common.address import Address, check_listen, check_security
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
 from common.files import write_atomically
@@ -84,9 +84,10 @@ async def serve(
         StorageError: the run's directory is damaged, or cannot be written.
     """
     credentials = _credentials(tls_cert, tls_key, client_ca)
-    check_security(bind, secured=credentials is not None, insecure=insecure)
+    address = Address.parse(bind, listening=True)
+    check_security(address, secured=credentials is not None, insecure=insecure)
     # The directory is this run's once the engine is made, so what can fail is tried before.
-    check_listen(bind)
+    check_listen(address)
     try:
         engine = Engine(config, out, evaluated)
     except OSError as error:
@@ -97,7 +98,9 @@ async def serve(
             await engine.run()
             return
         with _signals(engine):
-            await _serve(engine, bind, out, credentials, client_ca is not None, reflection, ready)
+            await _serve(
+                engine, address, out, credentials, client_ca is not None, reflection, ready
+            )
     except OSError as error:
         raise StorageError(f"cannot write {out}: {error.strerror}") from error
     finally:
@@ -106,7 +109,7 @@ async def serve(
 
 async def _serve(
     engine: Engine,
-    bind: str,
+    bind: Address,
     out: Path,
     credentials: grpc.ServerCredentials | None,
     certified: bool,
@@ -122,20 +125,20 @@ async def _serve(
         reflection.enable_server_reflection(names, server)
     try:
         if credentials is None:
-            port = server.add_insecure_port(bind)
+            port = server.add_insecure_port(str(bind))
         else:
-            port = server.add_secure_port(bind, credentials)
+            port = server.add_secure_port(str(bind), credentials)
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {bind}: not this machine's, or in use") from error
 
-    host = bind.rpartition(":")[0]
+    listening = Address(bind.host, port)
     address = out / "address"
     await server.start()
     try:
         for name in ("", SERVICE):
             await status.set(name, health_pb2.HealthCheckResponse.SERVING)
-        write_atomically(address, f"{host}:{port}\n".encode())
-        log.info("listening on %s:%d, %s", host, port, "TLS" if credentials else "plain text")
+        write_atomically(address, f"{listening}\n".encode())
+        log.info("listening on %s, %s", listening, "TLS" if credentials else "plain text")
         if ready is not None:
             ready(port)
         await engine.run()

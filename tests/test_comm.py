@@ -20,6 +20,7 @@ from client.loop import Client
 from client.privacy_guard import Guard
 from client.store import ClientStore
 from client.transport import Security, Transport
+from common.address import Address
 from common.config import parse_config
 from common.errors import ConfigError, DataError, PrismError, StorageError
 from common.model.architecture import Architecture
@@ -363,7 +364,7 @@ def test_theory_beside_what_codecs_made(tmp_path: Path, up: str) -> None:
     data, out = images(tmp_path / "images"), tmp_path / "out"
 
     def train(address: str, name: str) -> None:
-        transport = Transport(address, Security())
+        transport = Transport(Address.parse(address), Security())
         private = PrivateData(data, None, None, torch.device("cpu"), None)
         Client(transport, private, ClientStore(None, name), Guard(None), TIMEOUT).run()
         transport.close()

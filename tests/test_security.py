@@ -14,6 +14,7 @@ from support_tls import Authority
 
 from client.messages import Security
 from client.transport import Transport
+from common.address import Address
 from common.errors import ConfigError
 from server.app import serve
 
@@ -130,7 +131,7 @@ def test_a_client_says_at_once_what_is_wrong_with_its_certificates(tmp_path: Pat
 
     def error(**files: Path) -> str:
         with pytest.raises(ConfigError) as raised:
-            Transport("127.0.0.1:1", Security(**files))
+            Transport(Address("127.0.0.1", 1), Security(**files))
         assert "\n" not in str(raised.value)
         return str(raised.value)
 

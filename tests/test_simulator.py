@@ -20,6 +20,7 @@ from client.messages import Security
 from client.privacy_guard import Guard
 from client.store import ClientStore
 from client.transport import Transport
+from common.address import Address
 from common.cells import CellTable
 from common.config import RunConfig, parse_config
 from common.data import open_source
@@ -96,7 +97,7 @@ def private_data(config: RunConfig, index: int) -> PrivateData:
 def take_part(config: RunConfig, address: str, out: Path, index: int) -> None:
     """What a client process does, from its start to its end."""
     store = ClientStore(out / "clients" / str(index), f"client-{index}")
-    transport = Transport(address, Security())
+    transport = Transport(Address.parse(address), Security())
     guard = Guard(store.directory)
     try:
         Client(transport, private_data(config, index), store, guard, patience=60).run()

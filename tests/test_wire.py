@@ -22,6 +22,7 @@ from client import transport
 from client.messages import Assignment, Security, Wait
 from client.transport import Transport
 from common import errors, wire
+from common.address import Address
 from common.config import RunConfig
 from common.errors import (
     AlreadyExists,
@@ -62,7 +63,7 @@ class Peers:
         self.config = config
         self.fingerprint = Fingerprint.of(config)
         self.clients = {
-            name: Transport(address, Security(authority.ca, *authority.issue(name)))
+            name: Transport(Address.parse(address), Security(authority.ca, *authority.issue(name)))
             for name in (*NAMES, "eve")
         }
         self.asked, self.unasked = "", ""
@@ -146,7 +147,7 @@ def test_a_server_that_stops_says_so(tmp_path: Path) -> None:
         async with clients(config, address, "ann") as (ann,):
             error = await refused(ann.join(), CODE.UNAVAILABLE)
             assert (wire.ERROR_KEY, "TransportError") in tuple(error.trailing_metadata() or ())
-        client = Transport(address, Security())
+        client = Transport(Address.parse(address), Security())
         with pytest.raises(TransportError, match=f"no answer from {address}: .* is stopping"):
             await asyncio.to_thread(
                 client.join, "ann", bytes(16), ann.fingerprint, wants_partition=False
@@ -181,7 +182,7 @@ def hostile(code: grpc.StatusCode, **trailing: str) -> Iterator[Transport]:
     add_FederationServicer_to_server(Hostile(code, said), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    client = Transport(f"127.0.0.1:{port}", Security())
+    client = Transport(Address("127.0.0.1", port), Security())
     try:
         yield client
     finally:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from common.address import split_address
+from common.address import Address
 from common.errors import ConfigError
 from prism.relay.shaping import Bucket, Shape
 
@@ -143,9 +143,8 @@ class Link:
     """
 
     def __init__(self, listen: str, to: str, shape: Shape, journal: Path | None = None) -> None:
-        self._to = split_address(to)
-        if not self._to[1]:
-            raise ConfigError(f"--to {to}: port 0 is nobody's")
+        there = Address.parse(to)
+        self._to = there.host, there.port
         self.total = Meters.new()
         self.connections = 0
         self._accepted = 0
@@ -157,7 +156,7 @@ class Link:
         self._journal = None
         self._listener = _listen(listen, shape)
         host, port = self._listener.getsockname()[:2]
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.address = str(Address(host, port))
         if journal is not None:
             try:
                 journal.parent.mkdir(parents=True, exist_ok=True)
@@ -277,9 +276,11 @@ class Link:
 
 
 def _listen(address: str, shape: Shape) -> socket.socket:
-    host, port = split_address(address)
+    wanted = Address.parse(address, listening=True)
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(
+            wanted.host, wanted.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
         listener = socket.create_server(found[0][4][:2], family=found[0][0])
     except OSError as error:
         raise ConfigError(f"cannot listen on {address}: {error.strerror}") from error

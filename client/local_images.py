@@ -70,30 +70,18 @@ class LocalImages:
         labels = class_labels(source, config)
         if labels is None:
             return cls(config, source, indices)
-        least, held = config.data.min_class_size, labels[indices]
+        held = labels[indices]
         if config.privacy.mechanism == "moments":
             return cls(config, source, indices, held)
         counts = np.bincount(held, minlength=len(config.classes))
-        few = [
-            f"{config.classes[label]} ({count})"
-            for label, count in enumerate(counts)
-            if 0 < count < least
-        ]
-        if (counts < least).all():
-            # A client with few images of everything has no better classes to keep.
-            if counts.max(initial=0) < _LEAST:
-                raise DataError(
-                    f"no class has {least} images here (data.min_class_size): {', '.join(few)}; "
-                    "with data.labels=ignore all images count together"
-                )
-            log.warning("no class has %d images here (data.min_class_size): keeping all", least)
-            least = _LEAST
-        elif few:
+        least = least_class_size(config, counts)
+        if least < config.data.min_class_size:
             log.warning(
-                "left out, with fewer than %d images (data.min_class_size): %s",
-                least,
-                ", ".join(few),
+                "no class has %d images here (data.min_class_size): keeping all",
+                config.data.min_class_size,
             )
+        elif few := small_classes(config, counts):
+            log.warning("left out, with fewer than %d images (data.min_class_size): %s", least, few)
         kept = counts[held] >= least
         order = np.argsort(held[kept], kind="stable")
         return cls(config, source, indices[kept][order], held[kept][order])
@@ -137,6 +125,38 @@ class LocalImages:
         size, channels = self.config.model.image_size, self.config.channels
         for start in range(0, len(indices), _BATCH):
             yield load_images(self.source, indices[start : start + _BATCH], size, channels)
+
+
+def least_class_size(config: RunConfig, counts: Indices) -> int:
+    """The fewest images of a class that a client trains on.
+
+    Args:
+        config: a run that uses labels, without private release.
+        counts: (classes,) images that the client has of each.
+
+    Raises:
+        DataError: no class has two.
+    """
+    least = config.data.min_class_size
+    if (counts >= least).any():
+        return least
+    # A client with few images of everything has no better classes to keep.
+    if counts.max(initial=0) < _LEAST:
+        few = small_classes(config, counts) or "there are none"
+        raise DataError(
+            f"no class has {least} images here (data.min_class_size): {few}; "
+            "with data.labels=ignore all images count together"
+        )
+    return _LEAST
+
+
+def small_classes(config: RunConfig, counts: Indices) -> str:
+    """Classes of which there are some images, but fewer than `data.min_class_size`."""
+    return ", ".join(
+        f"{config.classes[label]} ({count})"
+        for label, count in enumerate(counts)
+        if 0 < count < config.data.min_class_size
+    )
 
 
 def local_moments(encoder: nn.Module, images: LocalImages, device: torch.device) -> Moments:

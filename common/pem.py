@@ -5,6 +5,7 @@ It would fail later, say less, and look to a client like a network that is down.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -41,6 +42,26 @@ def read_pair(cert: Path, key: Path) -> tuple[bytes, bytes]:
     if not belong:
         raise ConfigError(f"{key} is not the key of {cert}")
     return chain, pem
+
+
+def check_period(path: Path, now: float) -> str:
+    """Whether the first certificate of a file is good now, in seconds since 1970.
+
+    Returns:
+        until when, for a person.
+
+    Raises:
+        ConfigError: it cannot be read, has expired, or is not valid yet.
+    """
+    certificate, moment = _certificates(path)[1], datetime.fromtimestamp(now, UTC)
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if moment < first:
+        raise ConfigError(
+            f"{path} is not valid before {first:%Y-%m-%d %H:%M} UTC; this clock says {moment:%H:%M}"
+        )
+    if moment > last:
+        raise ConfigError(f"{path} has expired, at {last:%Y-%m-%d %H:%M} UTC")
+    return f"good until {last:%Y-%m-%d}"
 
 
 def _certificates(path: Path) -> tuple[bytes, x509.Certificate]:

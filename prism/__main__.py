@@ -21,6 +21,9 @@ COMMANDS: Final = {
     "run": Subcommand(
         "prism.commands.run", "Run a whole federation on this machine, in real processes."
     ),
+    "check": Subcommand(
+        "prism.commands.check", "Say what would keep a run from working, and what it would cost."
+    ),
     "server": Subcommand(
         "server.__main__", "Run the server: open rounds, aggregate updates, keep the state."
     ),

@@ -48,6 +48,15 @@ class ImageSource(ABC):
             DataError: an image cannot be read.
         """
 
+    def unreadable(self, indices: NDArray[np.int64]) -> Iterator[str]:
+        """Read images one by one; a line for each that cannot be read."""
+        for index in range(len(indices)):
+            try:
+                for _ in self.batches(indices[index : index + 1]):
+                    pass
+            except DataError as error:
+                yield str(error)
+
 
 class ArraySource(ImageSource):
     """Images of one size that are held in memory.

@@ -65,7 +65,8 @@ _HEAD = """# Configuration
 
 A run is defined by one TOML file, which the server reads and clients receive. Every key has a
 default; those of [configs/](../configs) are set for the data that they are named after. `--set
-KEY=VALUE` changes a key on the command line, as in `--set train.local_steps=50`.
+KEY=VALUE` changes a key on the command line, as in `--set train.local_steps=50`, and `prism check`
+says what a config would cost before anything starts ([operations.md](operations.md)).
 
 This page is `prism config --markdown` (`make docs`). A default of "-" follows from other keys, as
 the last column says. All keys of `[round]`, `output.sample_every` and `output.evaluate_every` may

@@ -26,32 +26,21 @@ def partition(
     prism partition configs/quickstart.toml --data folder:PATH
     """
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     from common.config import load_config
-    from common.data import class_labels, label_histogram, open_source, split_by
-    from common.data import partition as cut
+    from common.data import open_source
+    from prism.holdings import Holdings
     from prism.own_images import fitted
 
     try:
         run = load_config(config, fitted(config, override or (), data, typer.echo))
-        source = open_source(data or run.data.name, data_dir)
-        labels, names = class_labels(source, run), run.classes
-        if labels is None:
-            labels, names = source.labels, source.class_names
-        if labels is None:
+        held = Holdings.of(run, open_source(data or run.data.name, data_dir))
+        if not held.classes:
             raise DataError("these images have no labels to show a partition by")
-        parts = cut(split_by(source, run), run.data, run.seed)
-        histogram = label_histogram(parts, labels, len(names))
         if plot is not None:
             from prism.plot import plot_partition
 
-            plot_partition(histogram, names, plot)
+            plot_partition(held.counts, held.classes, plot)
     except PrismError as error:
         raise SystemExit(f"prism partition: {error}") from error
-    table = Table("client", *map(escape, names), "images", box=None)
-    for client, row in enumerate(histogram):
-        cells = [str(count) if count else "." for count in row.tolist()]
-        table.add_row(str(client), *cells, str(int(row.sum())))
-    Console().print(table)
+    Console().print(held.table())

@@ -6,8 +6,9 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from select import select
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from common.model.architecture import Architecture
 from common.model.export import build_model, load_model
 from common.pem import read_pair
 from prism.run.certificate import make_certificate
-from prism.run.processes import Member
+from prism.run.processes import processes
 
 TIMEOUT = 120
 TINY = """
@@ -204,12 +205,32 @@ def test_ctrl_c_and_a_closed_terminal_leave_no_process(
         wait_for_line(tmp_path / "out" / "metrics.jsonl", process)
         process.send_signal(how)
         assert process.wait(TIMEOUT) == 130
-    needle = str(tmp_path / "out").encode()
+    assert not processes_of(tmp_path / "out")
+
+
+def processes_of(out: Path) -> list[int]:
+    """Processes that name a run's directory on their command line."""
+    found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            assert needle not in entry.read_bytes(), entry
-        except OSError:
-            continue
+        with suppress(OSError):
+            if str(out).encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+    return found
+
+
+def test_killed_outright_it_takes_its_processes_along(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("run", tiny_run / "tiny.toml", "--out", out, "--set", "rounds=1000", "--relay")
+    with started(tmp_path / "log", *words) as process:
+        wait_for_line(out / "metrics.jsonl", process)
+        members = [os.pidfd_open(pid) for pid in processes_of(out) if pid != process.pid]
+        process.kill()
+        assert len(members) == 1 + 2 + 2, "a server, two clients and their relays"
+        for member in members:
+            # Readable once the process has ended.
+            assert select([member], [], [], TIMEOUT)[0]
+            os.close(member)
+    assert not processes_of(out)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -267,12 +288,13 @@ def test_a_killed_server_is_named_with_its_signal(tiny_run: Path, tmp_path: Path
 
 
 def test_what_failed_before_is_not_said_again(tmp_path: Path) -> None:
-    (tmp_path / "log").write_text("of a previous process\n")
-    member = Member("it", ["site_that_is_not"], tmp_path / "log")
-    member.process.wait(TIMEOUT)
+    (tmp_path / "it.log").write_text("of a previous process\n")
+    with processes(tmp_path) as start:
+        member = start("it", ["site_that_is_not"])
+        member.process.wait(TIMEOUT)
     with pytest.raises(PrismError, match=r"it stopped: .*No module named"):
         member.raise_if_failed()
-    (tmp_path / "log").write_text("of a previous process\n")
+    (tmp_path / "it.log").write_text("of a previous process\n")
     with pytest.raises(PrismError, match="it stopped: exit code 1"):
         member.raise_if_failed()
 
@@ -292,12 +314,17 @@ def test_one_clear_line_for_every_mistake(tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"no image")
     (tmp_path / "model").write_bytes(b"no model")
-    nobody = f"127.0.0.1:{free_port()}"
+    nobody, unused = f"127.0.0.1:{free_port()}", tmp_path / "unused"
     mistakes: list[tuple[tuple[str | Path, ...], str]] = [
         (("run", config, "--set", "colour=3"), "colour: unknown key"),
         (("run", config, "--set", "rounds=many"), "rounds:"),
         (("run", config, "--set", 'data.name=["a"]'), "data.name:"),
         (("run", config, "--set", "round.min_clients=9"), "round.min_clients is 9"),
+        (
+            ("run", config, "--set", "data.clients=5000", "--out", unused),
+            "1498 images cannot be split among 5000 clients",
+        ),
+        (("run", config, "--data", "folder:/none", "--out", unused), "/none"),
         (("run", config, "--out", config), "cannot use"),
         (("run", tmp_path / "none.toml"), "cannot read"),
         (("server", config, "--bind", "0.0.0.0:0", "--out", tmp_path / "o"), "--insecure"),
@@ -320,6 +347,7 @@ def test_one_clear_line_for_every_mistake(tmp_path: Path) -> None:
         assert done.returncode != 0, words
         assert says in done.stderr, (words, done.stderr)
         assert len(done.stderr.strip().splitlines()) == 1, (words, done.stderr)
+    assert not unused.exists(), "refused before anything was started"
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:

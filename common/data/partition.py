@@ -37,7 +37,9 @@ def partition(labels_or_n: NDArray[np.int64] | int, data: DataConfig, seed: int)
     labelled = not isinstance(labels_or_n, int)
     n = labels_or_n if isinstance(labels_or_n, int) else len(labels_or_n)
     if n < data.clients:
-        raise DataError(f"{n} images cannot be split among {data.clients} clients")
+        raise DataError(
+            f"{n} images cannot be split among {data.clients} clients: lower data.clients"
+        )
     if data.partition == "iid":
         parts = iid(n, data.clients, seed)
     elif not labelled:

@@ -68,7 +68,7 @@ def run(
     from common.config import load_config
     from prism.own_images import fitted
     from prism.run.certificate import make_certificate
-    from prism.run.federation import check_free, federate, relay_options
+    from prism.run.federation import check_free, check_split, federate, relay_options
 
     try:
         changes = list(override or [])
@@ -102,6 +102,7 @@ def run(
             server_options += ["--eval-data-dir", str(data_dir)]
         relays = relay_options(relay, rate, delay)
         check_free(directory, resolved)
+        check_split(resolved, spec, data_dir)
         if tls:
             certificate, key = make_certificate(directory / "tls")
             options += ["--ca", str(certificate)]

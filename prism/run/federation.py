@@ -10,10 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.config import RunConfig, load_config
+from common.data import open_source, partition, split_by
 from common.errors import ConfigError
 from prism.relay.shaping import Shape
+from prism.run.child import STOP_SECONDS
 from prism.run.display import RunDisplay
-from prism.run.processes import STOP_SECONDS, Member, Starter, processes
+from prism.run.processes import Member, Starter, processes
 
 
 def federate(
@@ -87,6 +89,20 @@ def check_free(directory: Path, config: RunConfig) -> None:
                 ) from None
     if held.exists():
         config.check_same_run(load_config(held), directory)
+
+
+def check_split(config: RunConfig, data: str, data_dir: Path | None) -> None:
+    """Cut the images as every client will, before any is started.
+
+    Args:
+        config: the run.
+        data: as `--data`.
+        data_dir: where known data sets lie.
+
+    Raises:
+        DataError: there are no such images, or they cannot be split as the config says.
+    """
+    partition(split_by(open_source(data, data_dir), config), config.data, config.seed)
 
 
 def relay_options(relay: bool, rate: str | None, delay: str | None) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,14 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import PrismError
-
-STOP_SECONDS = 15.0
+from prism.run.child import STOP_SECONDS
 
 
 class Member:
-    """One started process and where it writes."""
+    """One started process and where it writes.
 
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+    Args:
+        name: what to call it.
+        command: a module to run and its arguments.
+        log: the file that it writes to.
+        lifeline: the reading end of a pipe; the process ends when the writing end is closed.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], log: Path, lifeline: int) -> None:
         self.name, self.log = name, log
         with log.open("ab") as stream:
             # What stands there was written by a previous process.
@@ -27,8 +34,8 @@ class Member:
             # of ours. Its own session: Ctrl-C in the terminal reaches this process alone, which
             # then stops the others in order.
             self.process = subprocess.Popen(  # noqa: S603 - this project's own modules
-                [sys.executable, "-P", "-m", *command],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-P", "-m", "prism.run.child", *command],
+                stdin=lifeline,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -53,23 +60,28 @@ class Member:
 class Starter:
     """Starts processes that write to `logs`, and knows in which order they are to stop."""
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, lifeline: int) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = logs
+        self._lifeline = lifeline
         self.members: list[Member] = []
         self.last: list[Member] = []
 
     def __call__(self, name: str, command: Sequence[str], *, last: bool = False) -> Member:
         """Start a process; `last` ones are stopped after all others."""
-        member = Member(name, command, self._logs / f"{name}.log")
+        member = Member(name, command, self._logs / f"{name}.log", self._lifeline)
         (self.last if last else self.members).append(member)
         return member
 
 
 @contextmanager
 def processes(logs: Path) -> Iterator[Starter]:
-    """Start processes; whatever happens, none is left when the block ends."""
-    starter = Starter(logs)
+    """Start processes; whatever happens, none is left when the block ends.
+
+    Should this very process be killed, the others notice that the pipe is closed.
+    """
+    lifeline, held = os.pipe()
+    starter = Starter(logs, lifeline)
     # A closed terminal ends a run as Ctrl-C does.
     ends = (signal.SIGTERM, signal.SIGHUP)
     previous = [signal.signal(end, signal.default_int_handler) for end in ends]
@@ -82,6 +94,8 @@ def processes(logs: Path) -> Iterator[Starter]:
             _stop(starter.members)
         finally:
             _stop(starter.last)
+            os.close(held)
+            os.close(lifeline)
             for end, handler in zip(ends, previous, strict=True):
                 signal.signal(end, handler)
 

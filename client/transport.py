@@ -23,7 +23,7 @@ from common.downlink import STATE_CODECS, StateStep
 from common.errors import ConfigError, PayloadError, ProtocolError, TransportError
 from common.fingerprint import Fingerprint
 from common.layout import SegmentSpec, codec_of
-from common.pem import read_certificates, read_pair
+from common.pem import CLIENT, read_authorities, read_pair
 from common.report import Report
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationStub
@@ -245,12 +245,12 @@ class _MappedErrors:
 
 
 def _credentials(security: Security) -> grpc.ChannelCredentials:
-    ca = read_certificates(security.ca) if security.ca else None
+    ca = read_authorities(security.ca) if security.ca else None
     if security.cert is None and security.key is None:
         return grpc.ssl_channel_credentials(ca)
     if security.cert is None or security.key is None:
         raise ConfigError("mutual TLS needs both --cert and --key")
-    chain, key = read_pair(security.cert, security.key)
+    chain, key = read_pair(security.cert, security.key, CLIENT)
     return grpc.ssl_channel_credentials(ca, key, chain)
 
 

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 
 class Subcommand(NamedTuple):
-    """Where a subcommand lives, as a function of its own name, and that function's first line."""
+    """Where a subcommand lives, as a function or a group of its own name, and its first line."""
 
     module: str
     help: str
@@ -46,6 +46,10 @@ COMMANDS: Final = {
         "prism.commands.config",
         "Explain every key of a config, and what it may be.",
     ),
+    "certs": Subcommand(
+        "prism.commands.certs",
+        "Make and show certificates of an authority of your own.",
+    ),
     "relay": Subcommand(
         "prism.commands.relay", "Pass TCP connections on and count the bytes, exactly."
     ),
@@ -66,8 +70,11 @@ class _OnDemand(TyperGroup):
 
 def subcommand(name: str) -> Any:
     """The click command of this name, which must be in `COMMANDS`."""
+    found = getattr(importlib.import_module(COMMANDS[name].module), name)
+    if isinstance(found, typer.Typer):
+        return typer.main.get_group(found)
     alone = typer.Typer(add_completion=False, **_QUIET)
-    alone.command(name)(getattr(importlib.import_module(COMMANDS[name].module), name))
+    alone.command(name)(found)
     return typer.main.get_command(alone)
 
 

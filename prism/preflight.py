@@ -16,7 +16,7 @@ from common.config import RunConfig
 from common.data import ImageSource, open_source
 from common.errors import ConfigError, DataError
 from common.model.architecture import Architecture
-from common.pem import check_period, read_certificates, read_pair
+from common.pem import SERVER, check_period, read_authorities, read_pair
 from prism import estimate
 from prism.holdings import Holdings, Indices
 from prism.run.federation import check_free
@@ -89,10 +89,10 @@ def _check_address(places: Places, checks: Checklist) -> None:
     if places.tls_cert is not None or places.tls_key is not None:
         if places.tls_cert is None or places.tls_key is None:
             raise ConfigError("--tls-cert and --tls-key belong together")
-        read_pair(places.tls_cert, places.tls_key)
+        read_pair(places.tls_cert, places.tls_key, SERVER)
         checks.ok(f"certificate {places.tls_cert}: {check_period(places.tls_cert, time.time())}")
     if places.client_ca is not None:
-        read_certificates(places.client_ca)
+        read_authorities(places.client_ca)
         checks.ok(f"authority {places.client_ca}: {check_period(places.client_ca, time.time())}")
     if places.bind is not None:
         secured = places.tls_cert is not None

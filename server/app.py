@@ -22,7 +22,7 @@ from common.address import Address, check_listen, check_security
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
 from common.files import write_atomically
-from common.pem import read_certificates, read_pair
+from common.pem import SERVER, read_authorities, read_pair
 from common.rpc.prism.v1.federation_pb2_grpc import add_FederationServicer_to_server
 from common.wire import SERVICE
 from server.engine import Engine
@@ -186,8 +186,8 @@ def _credentials(
         return None
     if tls_cert is None or tls_key is None:
         raise ConfigError("--tls-cert and --tls-key belong together")
-    chain, key = read_pair(tls_cert, tls_key)
-    roots = read_certificates(client_ca) if client_ca is not None else None
+    chain, key = read_pair(tls_cert, tls_key, SERVER)
+    roots = read_authorities(client_ca) if client_ca is not None else None
     return grpc.ssl_server_credentials(
         [(key, chain)], root_certificates=roots, require_client_auth=roots is not None
     )

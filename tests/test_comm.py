@@ -353,7 +353,7 @@ def test_a_real_run(tmp_path: Path, tls: bool) -> None:
     done = prism(*words, "--relay", "--rate", "1gbit", *(["--tls"] if tls else []))
     assert done.returncode == 0, done.stderr + done.stdout
     check_ledger(out, tls=tls)
-    assert not tls or (out / "tls" / "key.pem").stat().st_mode & 0o077 == 0
+    assert not tls or (out / "tls" / "certificate.key").stat().st_mode & 0o077 == 0
     assert not list(out.glob("relay/*.address"))
     assert report(Ledger.read(out))["payload"]["up_bits_per_parameter"] == pytest.approx(1, 0.001)
 

@@ -92,7 +92,10 @@ def test_make_names_real_commands() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_teaches(name: str) -> None:
-    command = command_of(name)
+    command = subcommand(name)
     with command.make_context(name, [], resilient_parsing=True) as context:
         assert f"prism {name} " in command.get_help(context)
     assert not [p.name for p in command.params if isinstance(p, TyperOption) and not p.help]
+    for part in getattr(command, "commands", {}).values():
+        assert f"prism {name} {part.name} " in (part.help or "")
+        assert not [p.name for p in part.params if isinstance(p, TyperOption) and not p.help]

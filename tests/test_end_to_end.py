@@ -22,7 +22,7 @@ from common.encoders import load_encoder
 from common.errors import PrismError
 from common.model.architecture import Architecture
 from common.model.export import build_model, load_model
-from common.pem import read_pair
+from common.pem import SERVER, read_pair
 from prism.run.certificate import make_certificate
 from prism.run.processes import processes
 
@@ -268,7 +268,7 @@ def test_another_run_keeps_its_certificate(tiny_run: Path, tmp_path: Path) -> No
     assert contents(out) == before, "clients may trust it"
     pair[0].write_text("no certificate")
     assert make_certificate(out / "tls") == pair
-    assert read_pair(*pair)
+    assert read_pair(*pair, SERVER)
 
 
 def test_a_killed_server_is_named_with_its_signal(tiny_run: Path, tmp_path: Path) -> None:

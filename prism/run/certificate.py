@@ -7,12 +7,13 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from common.errors import ConfigError
-from common.pem import read_pair
+from common.pem import SERVER, load_certificates, read_pair
+from prism.certificates import write_pair
 
 _VALID = timedelta(days=365)
 _LEFT = timedelta(days=7)
@@ -26,7 +27,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     for a year and for nothing but this machine. One that is there and still good stays, since
     clients may have been told to trust it.
     """
-    paths = folder / "certificate.pem", folder / "key.pem"
+    paths = folder / "certificate.pem", folder / "certificate.key"
     if _good(*paths):
         return paths
     key = ec.generate_private_key(ec.SECP256R1())
@@ -40,20 +41,16 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    pem = serialization.Encoding.PEM
-    paths[0].write_bytes(certificate.public_bytes(pem))
-    paths[1].touch(mode=0o600)
-    paths[1].write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    for old in paths:
+        old.unlink(missing_ok=True)
+    write_pair(folder, "certificate", certificate, key)
     return paths
 
 
 def _good(certificate: Path, key: Path) -> bool:
     try:
-        chain, _ = read_pair(certificate, key)
+        read_pair(certificate, key, SERVER)
     except ConfigError:
         return False
-    ends = x509.load_pem_x509_certificates(chain)[0].not_valid_after_utc
-    return ends > datetime.now(UTC) + _LEFT
+    _, (first, *_) = load_certificates(certificate)
+    return first.not_valid_after_utc > datetime.now(UTC) + _LEFT

@@ -7,12 +7,10 @@ retried by service config; streams are not retried by gRPC, so the loop does tha
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from typing import cast
+from contextlib import AbstractContextManager
 
-import grpc
-
+from client.channel import mapped_errors, open_channel
 from client.messages import Assignment, Finished, Joined, Security, Wait
 from client.privacy_guard import MECHANISMS
 from common import PROTOCOL_VERSION
@@ -20,20 +18,17 @@ from common.address import Address
 from common.codecs import MASK_CODECS, SCORE_CODECS, WEIGHT_CODECS
 from common.codecs.difference import MAX_CLIENTS
 from common.downlink import STATE_CODECS, StateStep
-from common.errors import ConfigError, PayloadError, ProtocolError, TransportError
+from common.errors import PayloadError, ProtocolError
 from common.fingerprint import Fingerprint
 from common.layout import SegmentSpec, codec_of
-from common.pem import CLIENT, read_authorities, read_pair
 from common.report import Report
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationStub
 from common.state import GlobalState
 from common.wire import (
     SEGMENT_KINDS,
-    SERVICE,
     SESSION_KEY,
     chunks,
-    error_of,
     fingerprint_from_pb,
     fingerprint_to_pb,
     report_to_pb,
@@ -44,23 +39,6 @@ CALL_SECONDS = 20.0
 STREAM_SECONDS = 600.0
 POLL_SECONDS = 20.0
 
-_RETRY = {
-    "methodConfig": [
-        {
-            "name": [
-                {"service": SERVICE, "method": method}
-                for method in ("Join", "Heartbeat", "Leave", "GetStatus")
-            ],
-            "retryPolicy": {
-                "maxAttempts": 3,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
 _CODECS = [
     *(pb.Codec.ValueType(codec.wire) for codec in MASK_CODECS),
     *(pb.Codec.ValueType(codec.wire) for codec in SCORE_CODECS),
@@ -72,24 +50,8 @@ class Transport:
     """One channel to one server. Every method may raise TransportError: try again later."""
 
     def __init__(self, address: Address, security: Security) -> None:
-        self._address = str(address)
-        options = [
-            ("grpc.service_config", json.dumps(_RETRY)),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            # Reconnecting is paced by the loop, which can say so.
-            ("grpc.min_reconnect_backoff_ms", 200),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-            ("grpc.max_receive_message_length", 4 * 1024 * 1024),
-            # What was meant to stay on this machine must not go through somebody's proxy.
-            ("grpc.enable_http_proxy", 0 if address.is_loopback else 1),
-        ]
-        if security.ca is None:
-            if security.cert or security.key:
-                raise ConfigError("--cert and --key need --ca")
-            self._channel = grpc.insecure_channel(self._address, options)
-        else:
-            self._channel = grpc.secure_channel(self._address, _credentials(security), options)
+        self._address = address
+        self._channel = open_channel(address, security)
         self._stub = FederationStub(self._channel)
         self._session = ""
 
@@ -217,41 +179,8 @@ class Transport:
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return ((SESSION_KEY, self._session),)
 
-    def _errors(self) -> _MappedErrors:
-        return _MappedErrors(self._address)
-
-
-class _MappedErrors:
-    """Turns a failed call into the error that the server raised, or that its status stands for."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, grpc.RpcError):
-            return
-        # Every RpcError that a call raises is that call too; the stubs do not say so.
-        call = cast(grpc.Call, error)
-        status = call.code().name
-        if status == "CANCELLED":
-            raise TransportError("the call was cancelled") from error
-        meant = error_of(status, call.details() or "", call.trailing_metadata())
-        if isinstance(meant, TransportError):
-            meant = TransportError(f"no answer from {self._address}: {meant}")
-        raise meant from error
-
-
-def _credentials(security: Security) -> grpc.ChannelCredentials:
-    ca = read_authorities(security.ca) if security.ca else None
-    if security.cert is None and security.key is None:
-        return grpc.ssl_channel_credentials(ca)
-    if security.cert is None or security.key is None:
-        raise ConfigError("mutual TLS needs both --cert and --key")
-    chain, key = read_pair(security.cert, security.key, CLIENT)
-    return grpc.ssl_channel_credentials(ca, key, chain)
+    def _errors(self) -> AbstractContextManager[None]:
+        return mapped_errors(self._address)
 
 
 def _read_steps(messages: Iterator[pb.StateChunk], limit: int) -> list[StateStep]:

@@ -30,6 +30,10 @@ COMMANDS: Final = {
     "client": Subcommand(
         "client.__main__", "Train on your own images with a server; the images stay here."
     ),
+    "health": Subcommand(
+        "prism.commands.health",
+        "Ask a server whether it is well; the exit code says so, too.",
+    ),
     "sample": Subcommand(
         "prism.commands.sample", "Draw images from a model file; no server, no data needed."
     ),

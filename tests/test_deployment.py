@@ -85,9 +85,9 @@ def test_every_package_is_listed() -> None:
 def test_make_names_real_commands() -> None:
     for line in Path("Makefile").read_text().splitlines():
         if "$(BIN)/prism " in line:
-            words = line.split("$(BIN)/prism ")[1].split()
+            words = line.split("$(BIN)/prism ")[1].split(" > ")[0].split()
             params = parse([word.replace("$(DATA_DIR)", "data") for word in words])
-            assert os.access(params["config"], os.R_OK)
+            assert "config" not in params or os.access(params["config"], os.R_OK)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -17,9 +17,9 @@ GRPC = {
     "server/service.py",
     "server/interceptors.py",
     "server/app.py",
-    "client/transport.py",
+    "client/channel.py",
 }
-MESSAGES = {*GRPC, "common/wire.py"}
+MESSAGES = {*GRPC, "client/transport.py", "common/wire.py"}
 """What may use the contract's messages, besides the codec registry."""
 MODULES = sorted(
     path

@@ -83,7 +83,7 @@ class Engine:
         except BaseException:
             self._journal.close()
             raise
-        self._work = Background()
+        self._work = Background(self._journal.sync)
         self._progress = Progress()
         self.intake = Intake(self.rounds, self._work)
 

@@ -14,8 +14,9 @@ import os
 import re
 import struct
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 from zlib import crc32
 
 from common.errors import StorageError
@@ -33,16 +34,18 @@ log = logging.getLogger(__name__)
 class FrameLog:
     """A log open for appending; made by `create` or `open`."""
 
-    def __init__(self, file: IO[bytes], marker: bytes) -> None:
+    def __init__(self, file: FileIO, marker: bytes) -> None:
         self._file = file
         self._marker = marker
+        self._unwritten = bytearray()
+        self._synced = True
 
     @classmethod
     def create(cls, path: Path, first: Mapping[str, Any]) -> FrameLog:
         """Start a log with one entry; the file appears whole or not at all."""
         marker = os.urandom(MARKER_BYTES)
         write_atomically(path, marker + _frame(marker, first, b""))
-        file = path.open("r+b")
+        file = path.open("r+b", buffering=0)
         file.seek(0, os.SEEK_END)
         return cls(file, marker)
 
@@ -66,7 +69,7 @@ class FrameLog:
         later = (match.start() for match in re.finditer(re.escape(marker), data[end + 1 :]))
         if not entries or any(_body_at(data, marker, end + 1 + at) is not None for at in later):
             raise StorageError(f"{path} is damaged at byte {end}: restore it from a copy")
-        file = path.open("r+b")
+        file = path.open("r+b", buffering=0)
         if end < len(data):
             log.warning("%s: cut off %d bytes of an unfinished entry", path, len(data) - end)
             file.truncate(end)
@@ -75,13 +78,20 @@ class FrameLog:
         return cls(file, marker), entries
 
     def append(self, entry: Mapping[str, Any], payload: bytes = b"") -> None:
-        """Add an entry; it is on the disk once this returns."""
-        self._file.write(_frame(self._marker, entry, payload))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Add an entry; it is on the disk once `sync` returns."""
+        self._unwritten += _frame(self._marker, entry, payload)
+        self._synced = False
+
+    def sync(self) -> None:
+        """Bring to the disk what was appended since the last time."""
+        while self._unwritten:
+            del self._unwritten[: self._file.write(self._unwritten)]
+        if not self._synced:
+            os.fsync(self._file.fileno())
+            self._synced = True
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; what was not synced is not written, so a full disk does not matter."""
         self._file.close()
 
 

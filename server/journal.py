@@ -5,7 +5,8 @@
     DIR/journal/checkpoint      the last closed round's result, replaced atomically
     DIR/journal/round-N.log     what happened since: partitions, cohorts, updates
 
-One thread at a time may use a Journal; its calls block on the disk.
+One thread at a time may use a Journal; its calls block on the disk. What is appended is durable
+after the next `sync`, so that one flush does for all who wait.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ class Journal:
         self._append({"kind": "open", "attempt": attempt, "cohort": cohort})
 
     def append_update(self, update: StoredUpdate) -> None:
-        """Remember an update; it may be acknowledged once this returns."""
+        """Remember an update; it may be acknowledged once `sync` returns."""
         entry = {
             "kind": "update",
             "client": update.client,
@@ -216,6 +217,11 @@ class Journal:
     def append_close(self) -> None:
         """Remember that the open attempt takes no more updates."""
         self._append({"kind": "close"})
+
+    def sync(self) -> None:
+        """Make everything that was appended durable."""
+        if self._log is not None:
+            self._log.sync()
 
     def checkpoint(self, point: Checkpoint) -> None:
         """Make a closed round's result durable and start the next round's log."""
@@ -245,6 +251,7 @@ class Journal:
             return
         entry = {"kind": "config", "changed": {k: [*pair] for k, pair in self._changed.items()}}
         self._append(entry)
+        self.sync()
         found.apply(entry, b"")
         write_atomically(self._directory.parent / "config.toml", self._config.to_toml().encode())
         for key, (was, now) in self._changed.items():

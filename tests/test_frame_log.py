@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ def written_log(path: Path) -> list[int]:
     ends = [path.stat().st_size]
     for entry, payload in ENTRIES[1:]:
         log.append(entry, payload)
+        log.sync()
         ends.append(path.stat().st_size)
     log.close()
     return ends
@@ -41,6 +43,7 @@ def test_log_torn_at_every_byte(tmp_path: Path, caplog: pytest.LogCaptureFixture
         assert [payload for _, payload in entries[1:]] == [p for _, p in ENTRIES[1:kept]]
         assert bool(caplog.records) == (length not in ends), "a cut is said, and only a cut"
         log.append({"kind": "after"}, b"more")
+        log.sync()
         log.close()
         log, entries = FrameLog.open(path)
         log.close()
@@ -67,9 +70,50 @@ def test_a_payload_cannot_pose_as_an_entry(tmp_path: Path) -> None:
     written_log(tmp_path / "other")
     log = FrameLog.create(tmp_path / "log", {"kind": "first"})
     log.append({"kind": "update"}, (tmp_path / "other").read_bytes())
+    log.sync()
     log.close()
     data = (tmp_path / "log").read_bytes()
     (tmp_path / "log").write_bytes(data[:-1])
     log, entries = FrameLog.open(tmp_path / "log")
     log.close()
     assert len(entries) == 1
+
+
+def test_one_sync_writes_and_flushes_all_that_was_appended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = FrameLog.create(tmp_path / "log", ENTRIES[0][0])
+    flushed: list[int] = []
+    monkeypatch.setattr("os.fsync", flushed.append)
+    size = (tmp_path / "log").stat().st_size
+    for entry, payload in ENTRIES[1:]:
+        log.append(entry, payload)
+    assert (tmp_path / "log").stat().st_size == size and not flushed
+    log.sync()
+    log.sync()
+    assert len(flushed) == 1, "nothing new, nothing to flush"
+    log.append({"kind": "never synced"})
+    log.close()
+    log, entries = FrameLog.open(tmp_path / "log")
+    log.close()
+    assert [entry for entry, _ in entries] == [entry for entry, _ in ENTRIES]
+
+
+def test_a_full_disk_is_told_once_and_leaves_a_log_that_opens(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = FrameLog.create(path, ENTRIES[0][0])
+    # No file of this process may grow beyond the limit, as if the disk were full there.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log.append(*ENTRIES[1])
+    log.sync()
+    log.append({"kind": "too long"}, bytes(10_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5_000, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            log.sync()
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log, entries = FrameLog.open(path)
+    log.close()
+    assert len(entries) == 2

@@ -45,6 +45,7 @@ def test_journal_tells_what_happened(tmp_path: Path) -> None:
     journal.append_open(1, ("a", "b", "c"))
     journal.append_update(update("b"))
     journal.append_update(update("c", Report()))
+    journal.sync()
     journal.close()
     found = reopened(tmp_path, config)
     assert (found.checkpoint, found.partitions, found.attempt) == (None, {"a": 0}, 1)
@@ -60,6 +61,7 @@ def test_journal_tells_what_happened(tmp_path: Path) -> None:
     residual = {"residual": np.linspace(0, 1, 4, dtype=np.float32)}
     journal.checkpoint(Checkpoint(state, ("a", "c"), {"round": 0, "lambda": 0.25}, residual))
     journal.append_partition("later", 2)
+    journal.sync()
     journal.close()
     found = reopened(tmp_path, config)
     assert found.round == 1 and found.checkpoint is not None
@@ -78,6 +80,7 @@ def test_a_crash_around_the_checkpoint_loses_nothing(tmp_path: Path) -> None:
     journal.recover()
     journal.append_partition("a", 0)
     journal.append_open(0, ("a",))
+    journal.sync()
     files = tmp_path / "journal"
     old_log = (files / "round-000000.log").read_bytes()
     state = GlobalState(1, np.zeros(4, dtype=np.int16))

@@ -94,6 +94,7 @@ def test_finished_right_after_a_restart_it_waits_for_those_who_were_here(tmp_pat
         digest = hashlib.sha256(payload).digest()
         journal.append_update(StoredUpdate(name, digest, (len(payload),), Report(), payload))
     journal.append_close()
+    journal.sync()
     journal.close()
 
     async def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,8 @@ def client(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="This client's name; kept in --state, else made up.")
+        str | None,
+        typer.Option(help="This client's name; that of --cert, or kept in --state, or made up."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[
@@ -67,6 +69,9 @@ def client(
     prism client --server 127.0.0.1:7070 --data folder:photos --state client-state
     prism client --server fl.example.org:7070 --ca ca.pem --data mnist --data-dir data
     """
+    # What gRPC writes to stderr by itself is told again, in words, where it matters.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
     import torch
 
     from client.local_data import PartitionChoice, PrivateData, choose_device
@@ -76,6 +81,7 @@ def client(
     from client.store import ClientStore
     from client.transport import Transport
     from common.address import Address, check_security
+    from common.pem import common_name, load_certificates
 
     log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -87,6 +93,8 @@ def client(
         private = PrivateData(
             data, data_dir, PartitionChoice.parse(partition), choose_device(device), encoder_weights
         )
+        if name is None and cert is not None:
+            name = common_name(load_certificates(cert)[1][0]) or None
         store = ClientStore(state, name)
         transport = Transport(address, Security(ca, cert, key))
         guard = Guard(store.directory, max_epsilon)

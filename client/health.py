@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any, cast
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from client.channel import mapped_errors, open_channel
+from client.channel import Channel
 from client.messages import Security
 from common.address import Address
 from common.errors import TransportError
@@ -22,13 +23,13 @@ def check_health(address: Address, security: Security, seconds: float) -> None:
         seconds: how long it may take.
 
     Raises:
-        ConfigError: the certificates cannot be used.
+        ConfigError: the certificates cannot be used, or something else is at the address.
         TransportError: the server cannot be reached, or says that it does not serve.
     """
     request = health_pb2.HealthCheckRequest(service=SERVICE)
-    with open_channel(address, security) as channel, mapped_errors(address):
+    with closing(Channel(address, security)) as channel, channel.errors():
         # The stubs have the class without its one method.
-        stub = cast(Any, health_pb2_grpc.HealthStub(channel))
+        stub = cast(Any, health_pb2_grpc.HealthStub(channel.grpc))
         reply = stub.Check(request, timeout=seconds)
     if reply.status != health_pb2.HealthCheckResponse.SERVING:
         status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.files import stamp
 from common.fingerprint import Fingerprint
 
 
@@ -21,6 +22,10 @@ class Security:
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+
+    def stamps(self) -> tuple[tuple[int, ...] | None, ...]:
+        """What changes when one of the files does."""
+        return tuple(stamp(path) for path in (self.ca, self.cert, self.key) if path)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 
-from client.channel import mapped_errors, open_channel
+from client.channel import CALL_SECONDS, Channel
 from client.messages import Assignment, Finished, Joined, Security, Wait
 from client.privacy_guard import MECHANISMS
 from common import PROTOCOL_VERSION
@@ -35,7 +34,6 @@ from common.wire import (
     step_from_pb,
 )
 
-CALL_SECONDS = 20.0
 STREAM_SECONDS = 600.0
 POLL_SECONDS = 20.0
 
@@ -50,9 +48,7 @@ class Transport:
     """One channel to one server. Every method may raise TransportError: try again later."""
 
     def __init__(self, address: Address, security: Security) -> None:
-        self._address = address
-        self._channel = open_channel(address, security)
-        self._stub = FederationStub(self._channel)
+        self._channel = Channel(address, security)
         self._session = ""
 
     def join(
@@ -70,8 +66,8 @@ class Transport:
         )
         if fingerprint is not None:
             request.fingerprint.CopyFrom(fingerprint_to_pb(fingerprint))
-        with self._errors():
-            reply = self._stub.Join(request, timeout=CALL_SECONDS)
+        with self._channel.errors():
+            reply = self._stub.Join(request, timeout=self._channel.call_seconds())
         self._session = reply.session
         return Joined(
             reply.config_toml,
@@ -84,7 +80,7 @@ class Transport:
     def await_round(self) -> Assignment | Wait | Finished:
         """Long poll for the next thing to do."""
         request = pb.AwaitRoundRequest(wait_seconds=POLL_SECONDS)
-        with self._errors():
+        with self._channel.errors():
             reply = self._stub.AwaitRound(
                 request, timeout=POLL_SECONDS + CALL_SECONDS, metadata=self._metadata()
             )
@@ -117,7 +113,7 @@ class Transport:
             request.holds_state = True
             request.held_round = held.round
             request.held_digest = held.digest()
-        with self._errors():
+        with self._channel.errors():
             stream = self._stub.FetchState(
                 request, timeout=STREAM_SECONDS, metadata=self._metadata()
             )
@@ -157,30 +153,31 @@ class Transport:
             for data in chunks(payload):
                 yield pb.UpdateChunk(data=data)
 
-        with self._errors():
+        with self._channel.errors():
             self._stub.SubmitUpdate(messages(), timeout=STREAM_SECONDS, metadata=self._metadata())
 
     def heartbeat(self) -> None:
         """Renew the lease."""
-        with self._errors():
+        with self._channel.errors():
             self._stub.Heartbeat(
                 pb.HeartbeatRequest(), timeout=CALL_SECONDS, metadata=self._metadata()
             )
 
     def leave(self) -> None:
         """End the session."""
-        with self._errors():
+        with self._channel.errors(looking=False):
             self._stub.Leave(pb.LeaveRequest(), timeout=3, metadata=self._metadata())
 
     def close(self) -> None:
         """Close the channel; calls in flight are cancelled."""
         self._channel.close()
 
+    @property
+    def _stub(self) -> FederationStub:
+        return self._channel.stub
+
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return ((SESSION_KEY, self._session),)
-
-    def _errors(self) -> AbstractContextManager[None]:
-        return mapped_errors(self._address)
 
 
 def _read_steps(messages: Iterator[pb.StateChunk], limit: int) -> list[StateStep]:

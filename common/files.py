@@ -34,6 +34,15 @@ def failure_of(error: OSError) -> str:
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file does: its number, time and size; None of one that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file so that it is whole, old or new, whatever happens; durable on return."""
     partial = path.with_name(path.name + ".tmp")

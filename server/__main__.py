@@ -52,6 +52,11 @@ def server(
     prism server run.toml --bind 0.0.0.0:7070 --out run --tls-cert cert.pem --tls-key key.pem
     prism server run.toml --bind 127.0.0.1:7070 --out run --eval-data mnist --eval-data-dir data
     """
+    from server.strangers import watch_grpc
+
+    # Before gRPC is there, and before the log knows where to write.
+    strangers = watch_grpc()
+
     from common.config import load_config
     from server.app import serve
     from server.evaluation import EvaluationOptions
@@ -68,6 +73,7 @@ def server(
                 client_ca=client_ca,
                 insecure=insecure,
                 reflection=reflection,
+                strangers=strangers,
                 evaluated=EvaluationOptions(eval_data, eval_data_dir, features),
             )
         )

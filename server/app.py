@@ -7,9 +7,11 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import grpc
 import grpc.aio
@@ -22,16 +24,18 @@ from common.address import Address, check_listen, check_security
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
 from common.files import write_atomically
-from common.pem import SERVER, read_authorities, read_pair
 from common.rpc.prism.v1.federation_pb2_grpc import add_FederationServicer_to_server
 from common.wire import SERVICE
 from server.engine import Engine
 from server.evaluation import NO_EVALUATION, EvaluationOptions
 from server.interceptors import Gate
 from server.service import FederationService
+from server.strangers import Strangers
+from server.tls import CertificateFiles, Pems
 
 GRACE_SECONDS: Final = 5.0
 """How long calls in flight may take once the server was told to stop."""
+LOOK_SECONDS: Final = 1.0
 LINGER_SECONDS: Final = 60.0
 """How long a finished run waits for its clients to hear of it."""
 
@@ -60,6 +64,7 @@ async def serve(
     insecure: bool = False,
     reflection: bool = False,
     evaluated: EvaluationOptions = NO_EVALUATION,
+    strangers: Strangers | None = None,
     ready: Callable[[int], None] | None = None,
 ) -> None:
     """Serve one run until it is finished, or the process is told to stop.
@@ -77,15 +82,22 @@ async def serve(
         insecure: allow plain text on an address that is not loopback.
         reflection: answer gRPC reflection.
         evaluated: which images the server has to compare the model with.
+        strangers: who connects and makes no call, where that is known.
         ready: is told the port once the server answers.
 
     Raises:
         ConfigError, DataError: an option or the config cannot be used.
         StorageError: the run's directory is damaged, or cannot be written.
     """
-    credentials = _credentials(tls_cert, tls_key, client_ca)
+    files = CertificateFiles.of(tls_cert, tls_key, client_ca)
     address = Address.parse(bind, listening=True)
-    check_security(address, secured=credentials is not None, insecure=insecure)
+    check_security(address, secured=files is not None, insecure=insecure)
+    if files is None and not address.is_loopback:
+        log.warning(
+            "--insecure on %s: all travels in plain text, and anybody who reaches it can take "
+            "part under any name",
+            address,
+        )
     # The directory is this run's once the engine is made, so what can fail is tried before.
     check_listen(address)
     try:
@@ -98,9 +110,7 @@ async def serve(
             await engine.run()
             return
         with _signals(engine):
-            await _serve(
-                engine, address, out, credentials, client_ca is not None, reflection, ready
-            )
+            await _serve(engine, address, out, files, strangers, reflection, ready)
     except OSError as error:
         raise StorageError(f"cannot write {out}: {error.strerror}") from error
     finally:
@@ -111,12 +121,14 @@ async def _serve(
     engine: Engine,
     bind: Address,
     out: Path,
-    credentials: grpc.ServerCredentials | None,
-    certified: bool,
+    files: CertificateFiles | None,
+    strangers: Strangers | None,
     with_reflection: bool,
     ready: Callable[[int], None] | None,
 ) -> None:
-    server = grpc.aio.server(interceptors=[Gate(engine, certified)], options=_OPTIONS)
+    server = grpc.aio.server(
+        interceptors=[Gate(engine, files is not None and files.mutual, strangers)], options=_OPTIONS
+    )
     add_FederationServicer_to_server(FederationService(engine), server)
     status = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
@@ -124,21 +136,22 @@ async def _serve(
         names = (SERVICE, SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     try:
-        if credentials is None:
+        if files is None:
             port = server.add_insecure_port(str(bind))
         else:
-            port = server.add_secure_port(str(bind), credentials)
+            port = server.add_secure_port(str(bind), _credentials(files))
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {bind}: not this machine's, or in use") from error
 
     listening = Address(bind.host, port)
     address = out / "address"
     await server.start()
+    looking = asyncio.create_task(_look_around(files, strangers))
     try:
         for name in ("", SERVICE):
             await status.set(name, health_pb2.HealthCheckResponse.SERVING)
         write_atomically(address, f"{listening}\n".encode())
-        log.info("listening on %s, %s", listening, "TLS" if credentials else "plain text")
+        log.info("listening on %s, %s", listening, "TLS" if files else "plain text")
         if ready is not None:
             ready(port)
         await engine.run()
@@ -146,10 +159,23 @@ async def _serve(
             log.info("all rounds are closed; waiting for the clients to hear of it")
             await engine.linger(LINGER_SECONDS)
     finally:
+        looking.cancel()
         address.unlink(missing_ok=True)
         engine.stop()
         await status.enter_graceful_shutdown()
         await server.stop(GRACE_SECONDS)
+
+
+async def _look_around(files: CertificateFiles | None, strangers: Strangers | None) -> None:
+    """Once a second, what no call tells of."""
+    if strangers is not None:
+        strangers.secured = files is not None
+    while True:
+        if strangers is not None:
+            strangers.look(time.monotonic())
+        if files is not None:
+            files.remind(datetime.now(UTC))
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 @contextlib.contextmanager
@@ -176,18 +202,17 @@ def _signals(engine: Engine) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _credentials(
-    tls_cert: Path | None, tls_key: Path | None, client_ca: Path | None
-) -> grpc.ServerCredentials | None:
-    """TLS from files, or None for plain text."""
-    if tls_cert is None and tls_key is None:
-        if client_ca is not None:
-            raise ConfigError("--client-ca needs --tls-cert and --tls-key")
-        return None
-    if tls_cert is None or tls_key is None:
-        raise ConfigError("--tls-cert and --tls-key belong together")
-    chain, key = read_pair(tls_cert, tls_key, SERVER)
-    roots = read_authorities(client_ca) if client_ca is not None else None
-    return grpc.ssl_server_credentials(
-        [(key, chain)], root_certificates=roots, require_client_auth=roots is not None
+def _credentials(files: CertificateFiles) -> grpc.ServerCredentials:
+    """TLS from files, which are looked at again at every handshake."""
+
+    def configuration(pems: Pems) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(pems.key, pems.chain)], pems.roots)
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        pems = files.refreshed()
+        return None if pems is None else configuration(pems)
+
+    # None is for no change; the stubs do not say so.
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(files.pems), cast(Any, fetch), require_client_authentication=files.mutual
     )

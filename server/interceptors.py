@@ -27,6 +27,7 @@ from common.wire import SERVICE, error_metadata, report_from_pb, session_of
 from server.engine import Engine
 from server.members import check_identity
 from server.recorder import Traffic
+from server.strangers import Strangers, peer_address
 
 _WITHOUT_SESSION: Final = frozenset({"Join", "GetStatus"})
 _SUMMED: Final = frozenset({"AwaitRound", "Heartbeat", "GetStatus"})
@@ -39,16 +40,18 @@ log = logging.getLogger(__name__)
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """The one interceptor of the server; other services pass through it untouched.
+    """The one interceptor of the server; other services' messages pass through it untouched.
 
     Args:
         engine: knows the sessions and keeps the record.
         certified: whether clients show certificates, which then must bear their names.
+        strangers: is told who makes calls.
     """
 
-    def __init__(self, engine: Engine, certified: bool) -> None:
+    def __init__(self, engine: Engine, certified: bool, strangers: Strangers | None = None) -> None:
         self._engine = engine
         self._certified = certified
+        self._strangers = strangers
 
     async def intercept_service(
         self,
@@ -58,7 +61,23 @@ class Gate(grpc.aio.ServerInterceptor):
         """Wrap the handlers of this project's service."""
         handler: Handler | None = await continuation(handler_call_details)
         service, _, rpc = handler_call_details.method.strip("/").partition("/")
-        return handler if handler is None or service != SERVICE else self._wrap(rpc, handler)
+        if handler is None:
+            return None
+        return self._wrap(rpc, handler) if service == SERVICE else self._noted(handler)
+
+    def _noted(self, handler: Handler) -> Any:
+        """A handler of another service, whose callers are no strangers either."""
+        inner, strangers = cast(Any, handler).unary_unary, self._strangers
+        if inner is None or strangers is None:
+            return handler
+
+        async def unary_unary(request: Any, context: Context) -> Any:
+            strangers.heard(context.peer())
+            return await inner(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(
+            cast(Any, unary_unary), handler.request_deserializer, handler.response_serializer
+        )
 
     def _wrap(self, rpc: str, handler: Handler) -> Any:
         inner = cast(Any, handler)
@@ -87,18 +106,20 @@ class Gate(grpc.aio.ServerInterceptor):
     @asynccontextmanager
     async def _call(self, rpc: str, handler: Handler, context: Context) -> AsyncIterator[_Call]:
         """One call: let in, metered, its errors turned into statuses."""
+        if self._strangers is not None:
+            self._strangers.heard(context.peer())
         call = _Call(self._engine, rpc, handler, context, self._certified)
         try:
             call.let_in()
             yield call
         except PrismError as error:
             code = grpc.StatusCode[error.status]
-            log.info("%s of %s: %s: %s", rpc, call.client or "a stranger", code.name, error)
+            log.info("%s of %s: %s: %s", rpc, call.caller, code.name, error)
             await context.abort(code, " ".join(str(error).split()), error_metadata(error))
         except grpc.aio.AbortError:
             raise
         except Exception:
-            log.exception("%s of %s failed", rpc, call.client or "a stranger")
+            log.exception("%s of %s failed", rpc, call.caller)
             await context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says how")
         finally:
             call.record()
@@ -120,7 +141,13 @@ class _Call:
         self._message = {"up": 0, "down": 0}
         self._report: pb.ClientReport | None = None
         self._bits: MaskBits | None = None
+        self._peer = peer_address(context.peer())
         self.client = ""
+
+    @property
+    def caller(self) -> str:
+        """Who calls, for the log."""
+        return f"{self.client or 'a stranger'} at {self._peer}"
 
     def let_in(self) -> None:
         """Check the session, and that it belongs to the certificate's bearer.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from support_tls import Authority
 from client.messages import Security
 from client.transport import Transport
 from common.address import Address
-from common.errors import ConfigError
+from common.errors import ConfigError, TransportError
 from server.app import serve
+from server.tls import CertificateFiles
 
 CODE = grpc.StatusCode
 
@@ -140,3 +143,75 @@ def test_a_client_says_at_once_what_is_wrong_with_its_certificates(tmp_path: Pat
     assert "--cert and --key need --ca" in error(cert=cert, key=key)
     assert "needs both --cert and --key" in error(ca=authority.ca, cert=cert)
     assert "is not the key of" in error(ca=authority.ca, cert=authority.ca, key=key)
+
+
+def replace(pair: tuple[Path, Path], by: tuple[Path, Path]) -> None:
+    for old, new in zip(pair, by, strict=True):
+        new.replace(old)
+
+
+def test_the_servers_certificates_are_read_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
+    pair = old.issue("server")
+    options = {"tls_cert": pair[0], "tls_key": pair[1]}
+    config = tiny_config()
+
+    async def main() -> None:
+        async with (
+            running(config, tmp_path / "run", **options) as address,
+            old.channel(address) as before,
+            new.channel(address) as after,
+        ):
+            ann, bob = RawClient(config, before, "ann"), RawClient(config, after, "bob")
+            await ann.join()
+            await refused(bob.join(), CODE.UNAVAILABLE)
+            pair[1].write_text("half a key")
+            async with old.channel(address) as still:
+                await RawClient(config, still, "cleo").join()
+            replace(pair, new.issue("server"))
+            async with new.channel(address) as again:
+                await RawClient(config, again, "dora").join()
+            # A connection that is there stays.
+            await ann.await_round(0)
+
+    asyncio.run(main())
+    said = [record.message for record in caplog.records if "certificates have" in record.message]
+    assert len(said) == 2 and "cannot be used" in said[0] and "were read again" in said[1]
+
+
+def test_a_client_reads_its_certificates_again(tmp_path: Path) -> None:
+    ours, others = Authority(tmp_path / "ours"), Authority(tmp_path / "others")
+    cert, key = ours.issue("server")
+    options = {"tls_cert": cert, "tls_key": key, "client_ca": ours.ca}
+
+    def join(transport: Transport) -> None:
+        transport.join("ann", bytes(16), None, wants_partition=False)
+
+    async def main() -> None:
+        async with running(tiny_config(), tmp_path / "run", **options) as address:
+            pair = others.issue("ann")
+            transport = Transport(Address.parse(address), Security(ours.ca, *pair))
+            with pytest.raises(ConfigError, match="does not take"):
+                await asyncio.to_thread(join, transport)
+            replace(pair, ours.issue("ann"))
+            with contextlib.suppress(TransportError, ConfigError):
+                await asyncio.to_thread(join, transport)
+            await asyncio.to_thread(join, transport)
+            transport.close()
+
+    asyncio.run(main())
+
+
+def test_a_certificate_that_ends_soon_is_told_once_a_day(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = CertificateFiles(*Authority(tmp_path).issue("server"), None)
+    now = datetime.now(UTC)
+    for hours in (0, 1, 23, 25):
+        files.remind(now + timedelta(hours=hours))
+    soon, over = [record.message for record in caplog.records]
+    assert "server.pem expires in 0.0 days: renew it" in soon
+    assert "server.pem has expired: nobody can connect anew" in over

@@ -27,7 +27,9 @@ def client(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(help="This client's name; that of --cert, or kept in --state, or made up."),
+        typer.Option(
+            help="This client's name; by default that of --cert or --token-file, kept or made up."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[
@@ -47,6 +49,10 @@ def client(
         Path | None, typer.Option(help="This client's certificate (mutual TLS).")
     ] = None,
     key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="This client's name and token, where it has no certificate."),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option(help="Allow a server off this machine without TLS.")
     ] = False,
@@ -82,6 +88,7 @@ def client(
     from client.transport import Transport
     from common.address import Address, check_security
     from common.pem import common_name, load_certificates
+    from common.tokens import Token
 
     log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -93,10 +100,12 @@ def client(
         private = PrivateData(
             data, data_dir, PartitionChoice.parse(partition), choose_device(device), encoder_weights
         )
+        if token_file is not None:
+            name = name or Token.read(token_file).name
         if name is None and cert is not None:
             name = common_name(load_certificates(cert)[1][0]) or None
         store = ClientStore(state, name)
-        transport = Transport(address, Security(ca, cert, key))
+        transport = Transport(address, Security(ca, cert, key, token_file))
         guard = Guard(store.directory, max_epsilon)
         process = Client(transport, private, store, guard, patience)
     except PrismError as error:

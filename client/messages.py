@@ -17,11 +17,13 @@ class Security:
         ca: certificates that may have signed the server's; None is plain text.
         cert: this client's certificate, for mutual TLS.
         key: its key.
+        token_file: what proves its name without a certificate.
     """
 
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+    token_file: Path | None = None
 
     def stamps(self) -> tuple[tuple[int, ...] | None, ...]:
         """What changes when one of the files does."""

@@ -17,16 +17,18 @@ from common.address import Address
 from common.codecs import MASK_CODECS, SCORE_CODECS, WEIGHT_CODECS
 from common.codecs.difference import MAX_CLIENTS
 from common.downlink import STATE_CODECS, StateStep
-from common.errors import PayloadError, ProtocolError
+from common.errors import ConfigError, PayloadError, ProtocolError
 from common.fingerprint import Fingerprint
 from common.layout import SegmentSpec, codec_of
 from common.report import Report
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationStub
 from common.state import GlobalState
+from common.tokens import Token
 from common.wire import (
     SEGMENT_KINDS,
     SESSION_KEY,
+    TOKEN_KEY,
     chunks,
     fingerprint_from_pb,
     fingerprint_to_pb,
@@ -48,7 +50,10 @@ class Transport:
     """One channel to one server. Every method may raise TransportError: try again later."""
 
     def __init__(self, address: Address, security: Security) -> None:
+        if security.token_file is not None and (security.ca is None or security.cert is not None):
+            raise ConfigError("--token-file needs --ca, and takes the place of --cert and --key")
         self._channel = Channel(address, security)
+        self._token_file = security.token_file
         self._session = ""
 
     def join(
@@ -67,7 +72,9 @@ class Transport:
         if fingerprint is not None:
             request.fingerprint.CopyFrom(fingerprint_to_pb(fingerprint))
         with self._channel.errors():
-            reply = self._stub.Join(request, timeout=self._channel.call_seconds())
+            reply = self._stub.Join(
+                request, timeout=self._channel.call_seconds(), metadata=self._proof()
+            )
         self._session = reply.session
         return Joined(
             reply.config_toml,
@@ -175,6 +182,11 @@ class Transport:
     @property
     def _stub(self) -> FederationStub:
         return self._channel.stub
+
+    def _proof(self) -> tuple[tuple[str, str], ...]:
+        """What proves this client's name, read again each time; raises ConfigError."""
+        file = self._token_file
+        return () if file is None else ((TOKEN_KEY, Token.read(file).secret),)
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return ((SESSION_KEY, self._session),)

@@ -13,6 +13,7 @@
         |-- SessionUnknown         UNAUTHENTICATED      join again
         |-- NotInCohort            PERMISSION_DENIED
         |-- IdentityMismatch       PERMISSION_DENIED    the certificate is for another name
+        |-- NotAdmitted            PERMISSION_DENIED    not on the server's list of clients
         |-- AlreadyExists          ALREADY_EXISTS       name or round key is taken
         |-- RunMismatch            FAILED_PRECONDITION  other protocol, seed, d, weights or run
         `-- WrongRound             FAILED_PRECONDITION  carries the round that is open
@@ -96,6 +97,12 @@ class NotInCohort(ProtocolError):  # noqa: N818
 
 class IdentityMismatch(ProtocolError):  # noqa: N818
     """The certificate that the client shows is for another name than it goes by."""
+
+    status = "PERMISSION_DENIED"
+
+
+class NotAdmitted(ProtocolError):  # noqa: N818
+    """The server's operator does not let this name take part, or its token does not prove it."""
 
     status = "PERMISSION_DENIED"
 

@@ -24,6 +24,8 @@ from common.theory import MaskBits, figures
 SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["Federation"].full_name
 SESSION_KEY: Final = "prism-session"
 """Metadata of every call but `Join` and `GetStatus`: the session."""
+TOKEN_KEY: Final = "prism-token"  # noqa: S105 - the key of the metadata
+"""Metadata of `Join` and `GetStatus`, where clients prove their names by tokens: the token."""
 ERROR_KEY: Final = "prism-error"
 """Trailing metadata of a refused call: the error's class, by its name in `common.errors`."""
 ROUND_KEY: Final = "prism-round"
@@ -66,8 +68,17 @@ def chunks(payload: bytes) -> Iterator[bytes]:
 
 def session_of(metadata: Metadata | None) -> str:
     """The session that a call names; empty if it names none."""
+    return _value(metadata, SESSION_KEY)
+
+
+def token_of(metadata: Metadata | None) -> str:
+    """The token that a call shows; empty if it shows none."""
+    return _value(metadata, TOKEN_KEY)
+
+
+def _value(metadata: Metadata | None, wanted: str) -> str:
     for key, value in metadata or ():
-        if key == SESSION_KEY:
+        if key == wanted:
             return value if isinstance(value, str) else value.decode("ascii", "replace")
     return ""
 

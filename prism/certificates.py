@@ -157,8 +157,8 @@ def request(folder: Path, subject: Subject) -> Path:
         builder = builder.add_extension(hosts, critical=False)
     signed = builder.sign(key, hashes.SHA256())
     path = folder / f"{subject.stem}.csr"
-    _create(folder / f"{subject.stem}.key", _key_pem(key), 0o600)
-    _create(path, signed.public_bytes(_PEM), 0o644)
+    create(folder / f"{subject.stem}.key", _key_pem(key), 0o600)
+    create(path, signed.public_bytes(_PEM), 0o644)
     return path
 
 
@@ -203,17 +203,18 @@ def write_pair(
     for there in (path, folder / f"{stem}.key"):
         if there.exists():
             raise ConfigError(f"{there} is there already: move it away first")
-    _create(folder / f"{stem}.key", _key_pem(key), 0o600)
+    create(folder / f"{stem}.key", _key_pem(key), 0o600)
     write_certificate(path, certificate)
     return path
 
 
 def write_certificate(path: Path, certificate: x509.Certificate) -> None:
     """Write a certificate to a file that is not there yet; raises ConfigError."""
-    _create(path, certificate.public_bytes(_PEM), 0o644)
+    create(path, certificate.public_bytes(_PEM), 0o644)
 
 
-def _create(path: Path, content: bytes, mode: int) -> None:
+def create(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that is not there yet; raises ConfigError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

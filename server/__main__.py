@@ -26,6 +26,20 @@ def server(
         Path | None,
         typer.Option(help="Admit only clients with a certificate signed by these, in their name."),
     ] = None,
+    allow: Annotated[
+        Path | None,
+        typer.Option(
+            help="Admit only the names in this file, one a line; read again when it changes: who "
+            "is taken out is out at once."
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Admit only who proves a name in this file by a token, for clients without "
+            "certificates; `prism certs token` makes them. Over TLS only."
+        ),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option(help="Allow plain text on an address that others can reach.")
     ] = False,
@@ -71,6 +85,8 @@ def server(
                 tls_cert=tls_cert,
                 tls_key=tls_key,
                 client_ca=client_ca,
+                allow=allow,
+                token_file=token_file,
                 insecure=insecure,
                 reflection=reflection,
                 strangers=strangers,

@@ -26,6 +26,7 @@ from common.errors import ConfigError, StorageError
 from common.files import write_atomically
 from common.rpc.prism.v1.federation_pb2_grpc import add_FederationServicer_to_server
 from common.wire import SERVICE
+from server.admission import Admission
 from server.engine import Engine
 from server.evaluation import NO_EVALUATION, EvaluationOptions
 from server.interceptors import Gate
@@ -61,6 +62,8 @@ async def serve(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     client_ca: Path | None = None,
+    allow: Path | None = None,
+    token_file: Path | None = None,
     insecure: bool = False,
     reflection: bool = False,
     evaluated: EvaluationOptions = NO_EVALUATION,
@@ -79,6 +82,8 @@ async def serve(
         tls_cert: PEM chain of the server; with `tls_key`.
         tls_key: PEM private key.
         client_ca: PEM certificates that client certificates must be signed by (mutual TLS).
+        allow: names that may take part, one a line; by default all.
+        token_file: names and digests of the tokens that prove them; over TLS only.
         insecure: allow plain text on an address that is not loopback.
         reflection: answer gRPC reflection.
         evaluated: which images the server has to compare the model with.
@@ -90,6 +95,7 @@ async def serve(
         StorageError: the run's directory is damaged, or cannot be written.
     """
     files = CertificateFiles.of(tls_cert, tls_key, client_ca)
+    admission = _admission(files, allow, token_file)
     address = Address.parse(bind, listening=True)
     check_security(address, secured=files is not None, insecure=insecure)
     if files is None and not address.is_loopback:
@@ -110,7 +116,7 @@ async def serve(
             await engine.run()
             return
         with _signals(engine):
-            await _serve(engine, address, out, files, strangers, reflection, ready)
+            await _serve(engine, address, out, files, admission, strangers, reflection, ready)
     except OSError as error:
         raise StorageError(f"cannot write {out}: {error.strerror}") from error
     finally:
@@ -122,12 +128,14 @@ async def _serve(
     bind: Address,
     out: Path,
     files: CertificateFiles | None,
+    admission: Admission,
     strangers: Strangers | None,
     with_reflection: bool,
     ready: Callable[[int], None] | None,
 ) -> None:
     server = grpc.aio.server(
-        interceptors=[Gate(engine, files is not None and files.mutual, strangers)], options=_OPTIONS
+        interceptors=[Gate(engine, files is not None and files.mutual, admission, strangers)],
+        options=_OPTIONS,
     )
     add_FederationServicer_to_server(FederationService(engine), server)
     status = health.HealthServicer()
@@ -146,7 +154,7 @@ async def _serve(
     listening = Address(bind.host, port)
     address = out / "address"
     await server.start()
-    looking = asyncio.create_task(_look_around(files, strangers))
+    looking = asyncio.create_task(_look_around(engine, files, admission, strangers))
     try:
         for name in ("", SERVICE):
             await status.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -166,11 +174,21 @@ async def _serve(
         await server.stop(GRACE_SECONDS)
 
 
-async def _look_around(files: CertificateFiles | None, strangers: Strangers | None) -> None:
+async def _look_around(
+    engine: Engine,
+    files: CertificateFiles | None,
+    admission: Admission,
+    strangers: Strangers | None,
+) -> None:
     """Once a second, what no call tells of."""
     if strangers is not None:
         strangers.secured = files is not None
     while True:
+        admission.refresh()
+        for name in engine.live():
+            if not admission.admits(name):
+                log.warning("%s may no longer take part", name)
+                await engine.expel(name)
         if strangers is not None:
             strangers.look(time.monotonic())
         if files is not None:
@@ -200,6 +218,22 @@ def _signals(engine: Engine) -> Iterator[None]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+def _admission(
+    files: CertificateFiles | None, allow: Path | None, token_file: Path | None
+) -> Admission:
+    """The lists of who may take part, which need something that proves names."""
+    if token_file is not None and files is None:
+        raise ConfigError("--token-file needs --tls-cert and --tls-key: tokens travel by TLS only")
+    if token_file is not None and files is not None and files.mutual:
+        raise ConfigError(
+            "--token-file is for clients without certificates, and --client-ca asks all for one: "
+            "choose"
+        )
+    if allow is not None and token_file is None and not (files and files.mutual):
+        log.warning("--allow without --client-ca or --token-file: nothing proves a client's name")
+    return Admission(allow, token_file)
 
 
 def _credentials(files: CertificateFiles) -> grpc.ServerCredentials:

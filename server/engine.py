@@ -121,6 +121,10 @@ class Engine:
         """Extend the lease of a session, and say whose it is; raises SessionUnknown."""
         return self.rounds.members.renew(time.monotonic(), session)
 
+    def knows(self, session: str) -> bool:
+        """Whether there is such a session."""
+        return self.rounds.members.has(session)
+
     @property
     def finished(self) -> bool:
         """Whether all rounds are closed."""
@@ -147,6 +151,12 @@ class Engine:
     async def leave(self, session: str) -> None:
         """End a session, or nothing if it is gone already."""
         await self._apply(self.rounds.leave(time.monotonic(), session))
+
+    async def expel(self, name: str) -> None:
+        """End the session of a name, if it has one."""
+        session = self.rounds.members.session_of(name)
+        if session is not None:
+            await self.leave(session)
 
     async def await_round(self, session: str, seconds: float) -> Assignment | Wait | Finished:
         """Wait for something to do, at most so long; raises SessionUnknown."""

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 import grpc
 import grpc.aio
 
+from common.address import Address
 from common.errors import (
     IdentityMismatch,
     PayloadError,
@@ -23,7 +24,8 @@ from common.errors import (
 )
 from common.rpc.prism.v1 import federation_pb2 as pb
 from common.theory import MaskBits
-from common.wire import SERVICE, error_metadata, report_from_pb, session_of
+from common.wire import SERVICE, error_metadata, report_from_pb, session_of, token_of
+from server.admission import EVERYBODY, Admission
 from server.engine import Engine
 from server.members import check_identity
 from server.recorder import Traffic
@@ -45,12 +47,20 @@ class Gate(grpc.aio.ServerInterceptor):
     Args:
         engine: knows the sessions and keeps the record.
         certified: whether clients show certificates, which then must bear their names.
+        admission: which names may take part.
         strangers: is told who makes calls.
     """
 
-    def __init__(self, engine: Engine, certified: bool, strangers: Strangers | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        certified: bool,
+        admission: Admission = EVERYBODY,
+        strangers: Strangers | None = None,
+    ) -> None:
         self._engine = engine
         self._certified = certified
+        self._admission = admission
         self._strangers = strangers
 
     async def intercept_service(
@@ -108,7 +118,7 @@ class Gate(grpc.aio.ServerInterceptor):
         """One call: let in, metered, its errors turned into statuses."""
         if self._strangers is not None:
             self._strangers.heard(context.peer())
-        call = _Call(self._engine, rpc, handler, context, self._certified)
+        call = _Call(self._engine, rpc, handler, context, self._certified, self._admission)
         try:
             call.let_in()
             yield call
@@ -129,12 +139,20 @@ class _Call:
     """One call's bytes, and whose they are."""
 
     def __init__(
-        self, engine: Engine, rpc: str, handler: Handler, context: Context, certified: bool
+        self,
+        engine: Engine,
+        rpc: str,
+        handler: Handler,
+        context: Context,
+        certified: bool,
+        admission: Admission,
     ) -> None:
         self._engine = engine
+        self._admission = admission
         self._rpc = rpc
         self._handler = handler
         self._session = session_of(context.invocation_metadata())
+        self._token = token_of(context.invocation_metadata())
         self._certificate = _names(context) if certified else None
         self._round = engine.rounds.round
         self._payload = {"up": 0, "down": 0}
@@ -153,7 +171,7 @@ class _Call:
         """Check the session, and that it belongs to the certificate's bearer.
 
         Raises:
-            SessionUnknown, IdentityMismatch: as they say.
+            SessionUnknown, IdentityMismatch, NotAdmitted: as they say.
         """
         if self._rpc in _WITHOUT_SESSION:
             return
@@ -163,7 +181,7 @@ class _Call:
             if self._rpc != "Leave":
                 raise
         else:
-            self._check_certificate()
+            self._check_identity()
 
     def received(self, raw: bytes) -> Any:
         """Meter and parse a request; each one renews the lease.
@@ -177,10 +195,13 @@ class _Call:
             raise PayloadError(f"the message of {self._rpc} does not parse") from error
         self._count("up", message, len(raw))
         if self._rpc == "Join":
+            if not message.client_name and self._certificate:
+                message.client_name = self._certificate[0]
             # Nobody's words reach the log or the ledger before they are checked.
             check_identity(message.client_name, message.instance)
             self.client = message.client_name
-            self._check_certificate()
+            self._check_identity()
+            self._admission.check_token(self.client, self._token)
         elif self.client and self._handler.request_streaming:
             self._engine.renew(self._session)
             if message.HasField("header"):
@@ -189,6 +210,9 @@ class _Call:
 
     def sent(self, message: Any) -> bytes:
         """Serialise and meter a response."""
+        if self._rpc == "GetStatus" and not self._may_know_names():
+            for client in message.clients:
+                client.name = ""
         raw: bytes = cast(Any, self._handler).response_serializer(message)
         self._count("down", message, len(raw))
         # Of a refused update nothing is said; of one that is sent again, the recorder decides.
@@ -222,18 +246,28 @@ class _Call:
         if streams[direction]:
             self._payload[direction] += len(message.data)
 
-    def _check_certificate(self) -> None:
+    def _check_identity(self) -> None:
+        self._admission.check(self.client)
         if self._certificate is not None and self.client not in self._certificate:
-            shown = ", ".join(sorted(self._certificate)) or "nobody"
+            shown = ", ".join(self._certificate) or "nobody"
             raise IdentityMismatch(
                 f"the client goes by {self.client}, its certificate is for {shown}"
             )
 
+    def _may_know_names(self) -> bool:
+        """Whether the caller takes part, could, or is on the server's own machine."""
+        return (
+            self._engine.knows(self._session)
+            or any(self._admission.admits(name) for name in self._certificate or ())
+            or self._admission.proves(self._token)
+            or Address.parse(self._peer).is_loopback
+        )
 
-def _names(context: Context) -> frozenset[str]:
-    """Common and alternative names of the peer's certificate."""
+
+def _names(context: Context) -> tuple[str, ...]:
+    """Common and alternative names of the peer's certificate, the common one first."""
     shown = context.auth_context()
     values: list[bytes] = []
     for key in ("x509_common_name", "x509_subject_alternative_name"):
         values.extend(shown.get(key, ()))
-    return frozenset(value.decode("utf-8", "replace") for value in values)
+    return tuple(dict.fromkeys(value.decode("utf-8", "replace") for value in values))

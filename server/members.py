@@ -135,6 +135,15 @@ class Members:
             self._awaited.clear()
         return tuple(gone)
 
+    def has(self, session: str) -> bool:
+        """Whether there is such a session."""
+        return session in self._sessions
+
+    def session_of(self, name: str) -> str | None:
+        """The session of a name, if it has one."""
+        member = self._members.get(name)
+        return None if member is None else member.session
+
     def name_of(self, session: str) -> str:
         """Whose session it is.
 

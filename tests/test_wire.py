@@ -27,6 +27,7 @@ from common.config import RunConfig
 from common.errors import (
     AlreadyExists,
     IdentityMismatch,
+    NotAdmitted,
     NotInCohort,
     PayloadError,
     PayloadTooLarge,
@@ -64,7 +65,7 @@ class Peers:
         self.fingerprint = Fingerprint.of(config)
         self.clients = {
             name: Transport(Address.parse(address), Security(authority.ca, *authority.issue(name)))
-            for name in (*NAMES, "eve")
+            for name in (*NAMES, "eve", "mallory")
         }
         self.asked, self.unasked = "", ""
 
@@ -93,12 +94,13 @@ class Peers:
 
 
 PROVOKED: dict[type[PrismError], Callable[[Peers], object]] = {
-    ProtocolError: lambda peers: peers.join("ann", as_=""),
+    ProtocolError: lambda peers: peers.join("ann", as_="two\nlines"),
     PayloadError: lambda peers: peers.submit(peers.asked, 0),
     PayloadTooLarge: lambda peers: peers.submit(peers.asked, 10_000),
     SessionUnknown: lambda peers: peers.clients["eve"].await_round(),
     NotInCohort: lambda peers: peers.submit(peers.unasked),
     IdentityMismatch: lambda peers: peers.join("eve", as_="ann"),
+    NotAdmitted: lambda peers: peers.join("mallory"),
     AlreadyExists: lambda peers: peers.join("ann", instance=b"another"),
     RunMismatch: lambda peers: peers.join("eve", seed=7),
     WrongRound: lambda peers: peers.clients["ann"].fetch_state(5, None, 0),
@@ -116,7 +118,9 @@ def test_a_client_raises_what_the_server_raised(
     monkeypatch.setattr(transport, "POLL_SECONDS", 0.0)
     authority = Authority(tmp_path)
     cert, key = authority.issue("server")
-    tls = {"tls_cert": cert, "tls_key": key, "client_ca": authority.ca}
+    allowed = tmp_path / "allowed"
+    allowed.write_text("\n".join((*NAMES, "eve")))
+    tls = {"tls_cert": cert, "tls_key": key, "client_ca": authority.ca, "allow": allowed}
     config = tiny_config(round={"participation": 0.3})
 
     async def main() -> None:

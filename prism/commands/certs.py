@@ -151,6 +151,36 @@ def sign(
 
 
 @certs.command()
+def token(
+    name: Annotated[str, typer.Argument(help="The client's name in the federation.")],
+    add: Annotated[Path, typer.Option(help="The server's --token-file, which it is added to.")],
+    folder: Annotated[Path, typer.Option("--dir", help="Folder for the client's file.")] = Path(),
+) -> None:
+    """Make a token for a client that has no certificate: NAME.token, which it alone is given.
+
+    \b
+    prism certs token hospital-c --add tokens
+    """
+    from common.errors import ConfigError
+    from common.tokens import Token, read_proofs
+    from prism.certificates import Subject, create
+
+    with _in_one_line():
+        subject, made = Subject.client(name), Token.make(name)
+        if add.exists() and name in read_proofs(add):
+            raise ConfigError(f"{add} has a token of {name}: take that line out first")
+        path = folder / f"{subject.stem}.token"
+        create(path, made.line.encode(), 0o600)
+        try:
+            with add.open("a", encoding="utf-8") as file:
+                file.write(made.proof)
+        except OSError as error:
+            path.unlink()
+            raise ConfigError(f"cannot write {add}: {error.strerror}") from error
+    typer.echo(f"give {path} to {name} by a way that nobody listens on; {add} has its digest alone")
+
+
+@certs.command()
 def show(
     files: Annotated[list[Path], typer.Argument(help="Certificates, PEM.")],
 ) -> None:

@@ -22,7 +22,9 @@ or not there: back off and try again), DEADLINE_EXCEEDED (likewise),
 INVALID_ARGUMENT [PayloadError] (the message does not parse) and INTERNAL (a
 bug; the text names no internals). With mutual TLS each may return
 PERMISSION_DENIED [IdentityMismatch]: the client's certificate is for another
-name than the client goes by.
+name than the client goes by. Where the server has a list of clients, or of
+their tokens (metadata key "prism-token" of Join), each but GetStatus may
+return PERMISSION_DENIED [NotAdmitted].
 """
 
 import builtins

@@ -78,7 +78,8 @@ class FederationServicer(object):
         """Without a fingerprint: teaches the run (config and expected fingerprint).
         With one: enrols the client and opens a session. Joining again under the
         same name and instance replaces the session.
-        INVALID_ARGUMENT     [ProtocolError] the name is empty, too long or not
+        INVALID_ARGUMENT     [ProtocolError] the name is empty (with mutual TLS:
+        taken from the certificate), too long or not
         printable; the instance is not 16 bytes
         FAILED_PRECONDITION  [RunMismatch] other protocol version; the fingerprint
         is not the run's (seed, dimension, weights, tables);
@@ -149,7 +150,9 @@ class FederationServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """What a person wants to know; needs no session.
+        """What a person wants to know; needs no session. Clients have their names
+        only for a caller with a session, an admitted certificate or a token, and
+        for one on the server's own machine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

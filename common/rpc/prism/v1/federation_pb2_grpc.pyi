@@ -22,7 +22,9 @@ or not there: back off and try again), DEADLINE_EXCEEDED (likewise),
 INVALID_ARGUMENT [PayloadError] (the message does not parse) and INTERNAL (a
 bug; the text names no internals). With mutual TLS each may return
 PERMISSION_DENIED [IdentityMismatch]: the client's certificate is for another
-name than the client goes by.
+name than the client goes by. Where the server has a list of clients, or of
+their tokens (metadata key "prism-token" of Join), each but GetStatus may
+return PERMISSION_DENIED [NotAdmitted].
 """
 
 import abc
@@ -228,7 +230,8 @@ class FederationStub(typing.Generic[_FederationJoinType, _FederationAwaitRoundTy
     """Without a fingerprint: teaches the run (config and expected fingerprint).
     With one: enrols the client and opens a session. Joining again under the
     same name and instance replaces the session.
-      INVALID_ARGUMENT     [ProtocolError] the name is empty, too long or not
+      INVALID_ARGUMENT     [ProtocolError] the name is empty (with mutual TLS:
+                           taken from the certificate), too long or not
                            printable; the instance is not 16 bytes
       FAILED_PRECONDITION  [RunMismatch] other protocol version; the fingerprint
                            is not the run's (seed, dimension, weights, tables);
@@ -280,7 +283,10 @@ class FederationStub(typing.Generic[_FederationJoinType, _FederationAwaitRoundTy
     """Ends the session. A no-op for a session that is already gone."""
 
     GetStatus: _FederationGetStatusType
-    """What a person wants to know; needs no session."""
+    """What a person wants to know; needs no session. Clients have their names
+    only for a caller with a session, an admitted certificate or a token, and
+    for one on the server's own machine.
+    """
 
 FederationAsyncStub: typing_extensions.TypeAlias = FederationStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -323,7 +329,8 @@ class FederationServicer(metaclass=abc.ABCMeta):
         """Without a fingerprint: teaches the run (config and expected fingerprint).
         With one: enrols the client and opens a session. Joining again under the
         same name and instance replaces the session.
-          INVALID_ARGUMENT     [ProtocolError] the name is empty, too long or not
+          INVALID_ARGUMENT     [ProtocolError] the name is empty (with mutual TLS:
+                               taken from the certificate), too long or not
                                printable; the instance is not 16 bytes
           FAILED_PRECONDITION  [RunMismatch] other protocol version; the fingerprint
                                is not the run's (seed, dimension, weights, tables);
@@ -405,6 +412,9 @@ class FederationServicer(metaclass=abc.ABCMeta):
         request: common.rpc.prism.v1.federation_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> typing.Union[common.rpc.prism.v1.federation_pb2.GetStatusResponse, collections.abc.Awaitable[common.rpc.prism.v1.federation_pb2.GetStatusResponse]]:
-        """What a person wants to know; needs no session."""
+        """What a person wants to know; needs no session. Clients have their names
+        only for a caller with a session, an admitted certificate or a token, and
+        for one on the server's own machine.
+        """
 
 def add_FederationServicer_to_server(servicer: FederationServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -25,6 +25,7 @@ from common.config import RunConfig, parse_config
 from common.downlink import apply_steps, initial_state
 from common.errors import (
     AlreadyExists,
+    Busy,
     NotInCohort,
     PayloadError,
     ProtocolError,
@@ -248,6 +249,11 @@ class Client:
         while True:
             try:
                 result = call()
+            except Busy as error:
+                # It answers, so patience starts anew; spread out, so that not all are back at once.
+                self._say(f"{error}; again in {error.seconds:.0f} s")
+                time.sleep(error.seconds + random.uniform(0, error.seconds / 2))
+                started, delay, troubled = time.monotonic(), 0.5, True
             except TransportError as error:
                 left = started + self._patience - time.monotonic()
                 if left <= 0:

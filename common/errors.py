@@ -10,6 +10,7 @@
     `-- ProtocolError              INVALID_ARGUMENT     the peer broke the contract
         |-- PayloadError           INVALID_ARGUMENT     wrong length, digest, codec or content
         |-- PayloadTooLarge        RESOURCE_EXHAUSTED
+        |-- Busy                   RESOURCE_EXHAUSTED   says when to come again
         |-- SessionUnknown         UNAUTHENTICATED      join again
         |-- NotInCohort            PERMISSION_DENIED
         |-- IdentityMismatch       PERMISSION_DENIED    the certificate is for another name
@@ -81,6 +82,20 @@ class PayloadTooLarge(ProtocolError):  # noqa: N818 - reads as what happened
     """More bytes than this run can ever need."""
 
     status = "RESOURCE_EXHAUSTED"
+
+
+class Busy(ProtocolError):  # noqa: N818
+    """The other side has its hands full.
+
+    Attributes:
+        seconds: when to come again.
+    """
+
+    status = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class SessionUnknown(ProtocolError):  # noqa: N818

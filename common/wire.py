@@ -15,7 +15,14 @@ from typing import Final
 from common import errors
 from common.cells import CellTable
 from common.downlink import StateStep
-from common.errors import PrismError, ProtocolError, RunMismatch, TransportError, WrongRound
+from common.errors import (
+    Busy,
+    PrismError,
+    ProtocolError,
+    RunMismatch,
+    TransportError,
+    WrongRound,
+)
 from common.fingerprint import Fingerprint
 from common.report import Report
 from common.rpc.prism.v1 import federation_pb2 as pb
@@ -30,6 +37,8 @@ ERROR_KEY: Final = "prism-error"
 """Trailing metadata of a refused call: the error's class, by its name in `common.errors`."""
 ROUND_KEY: Final = "prism-round"
 """Trailing metadata of WrongRound: the round that is open, in decimal."""
+RETRY_KEY: Final = "prism-retry-seconds"
+"""Trailing metadata of Busy: when to come again, in decimal."""
 CHUNK_BYTES: Final = 64 * 1024
 """Payload bytes in one message of a stream, at most."""
 SEGMENT_KINDS: Final = {
@@ -57,7 +66,9 @@ _BY_STATUS: Final[dict[str, type[PrismError]]] = {
     "DEADLINE_EXCEEDED": errors.TransportError,
 }
 """What a status is taken for that comes without the name of an error."""
-_LARGEST_ROUND: Final = 2**64 - 1
+_LARGEST: Final = 2**64 - 1
+DEFAULT_RETRY, LONGEST_RETRY = 5, 60
+"""Seconds until a client comes again that was told to, if the server does not say, and at most."""
 
 
 def chunks(payload: bytes) -> Iterator[bytes]:
@@ -88,6 +99,8 @@ def error_metadata(error: PrismError) -> tuple[tuple[str, str], ...]:
     named = ((ERROR_KEY, type(error).__name__),) if type(error).__name__ in _NAMED else ()
     if isinstance(error, WrongRound):
         return (*named, (ROUND_KEY, str(error.current)))
+    if isinstance(error, Busy):
+        return (*named, (RETRY_KEY, str(round(error.seconds))))
     return named
 
 
@@ -110,16 +123,19 @@ def error_of(status: str, text: str, trailing: Metadata | None) -> PrismError:
         kind = WrongRound if known else _BY_STATUS.get(status, ProtocolError)
     line = " ".join(text.split()) or "no details"
     if kind is WrongRound:
-        current = _round(said.get(ROUND_KEY, ""))
+        current = _number(said.get(ROUND_KEY, ""))
         return RunMismatch(line) if current is None else WrongRound(line, current)
+    if kind is Busy:
+        seconds = _number(said.get(RETRY_KEY, ""))
+        return Busy(line, DEFAULT_RETRY if seconds is None else min(seconds, LONGEST_RETRY))
     return kind(line)
 
 
-def _round(text: str) -> int | None:
-    """A round as trailing metadata has it; None if it is none."""
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(_LARGEST_ROUND))):
+def _number(text: str) -> int | None:
+    """A number as trailing metadata has it; None if it is none."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(_LARGEST))):
         return None
-    return int(text) if int(text) <= _LARGEST_ROUND else None
+    return int(text) if int(text) <= _LARGEST else None
 
 
 def fingerprint_to_pb(fingerprint: Fingerprint) -> pb.Fingerprint:

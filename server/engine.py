@@ -143,6 +143,7 @@ class Engine:
         now = time.monotonic()
         effects = self.rounds.join(now, name, instance, session, wants_partition)
         # Of an older session of the same name, calls may be waiting.
+        self.intake.end(name)
         self._work.calls.wake(name)
         log.info("%s joined", name)
         await self._apply(effects)
@@ -279,6 +280,7 @@ class Engine:
                         self.broadcast.digest.hex()[:12],
                     )
                 case Discarded(round_, attempt, received, needed):
+                    self.intake.end_all()
                     written = self._work.write(self._journal.append_discard, attempt)
                     log.warning(
                         "round %d: %d updates and no more to come, %d needed; run again",
@@ -287,11 +289,13 @@ class Engine:
                         needed,
                     )
                 case Closing():
+                    self.intake.end_all()
                     written = self._work.write(self._journal.append_close)
                     self._work.spawn(self._close_round())
                 case PartitionGiven(name, index):
                     written = self._work.write(self._journal.append_partition, name, index)
                 case Parted(name, reason):
+                    self.intake.end(name)
                     self._work.calls.wake(name)
                     log.info("%s is gone: %s", name, reason)
         if self.finished:

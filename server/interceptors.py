@@ -103,8 +103,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
         async def stream_unary(raws: AsyncIterator[bytes], context: Context) -> bytes:
             async with self._call(rpc, handler, context) as call:
-                requests = (call.received(raw) async for raw in raws)
-                return call.sent(await inner.stream_unary(requests, context))
+                return call.sent(await inner.stream_unary(_received(call, raws), context))
 
         # gRPC's stubs describe the handlers of its synchronous server alone.
         if handler.request_streaming:
@@ -271,3 +270,9 @@ def _names(context: Context) -> tuple[str, ...]:
     for key in ("x509_common_name", "x509_subject_alternative_name"):
         values.extend(shown.get(key, ()))
     return tuple(dict.fromkeys(value.decode("utf-8", "replace") for value in values))
+
+
+async def _received(call: _Call, raws: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    """The requests of a stream; gRPC warns of one that was touched and not read."""
+    async for raw in raws:
+        yield call.received(raw)

@@ -7,6 +7,7 @@ of the tree become statuses in `interceptors`.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator
@@ -20,15 +21,15 @@ from common.rpc.prism.v1 import federation_pb2 as pb
 from common.rpc.prism.v1.federation_pb2_grpc import FederationServicer
 from common.wire import (
     SEGMENT_KINDS,
-    chunks,
     fingerprint_from_pb,
     fingerprint_to_pb,
     report_from_pb,
     session_of,
-    step_to_pb,
 )
+from server.encoded import EncodedStates
 from server.engine import Engine
 from server.events import Assignment, Finished
+from server.intake import IDLE_SECONDS
 from server.interceptors import Context
 from server.members import check_identity
 
@@ -47,6 +48,7 @@ class FederationService(FederationServicer):
         self._engine = engine
         self._config = engine.config
         self._layout = update_layout(engine.config)
+        self._encoded = EncodedStates()
         # A poll renews the lease, so polling alone must keep a client alive.
         self._longest_wait = min(MAX_WAIT_SECONDS, engine.config.round.lease_seconds / 2)
 
@@ -107,26 +109,27 @@ class FederationService(FederationServicer):
     async def FetchState(  # noqa: N802
         self,
         request: pb.FetchStateRequest,
-        context: Context,  # noqa: ARG002
+        context: Context,
     ) -> AsyncIterator[pb.StateChunk]:
         """Stream what the client lacks of the current state."""
         held = (request.held_round, request.held_digest) if request.holds_state else None
         steps = self._engine.steps(request.round, held)
-        header = pb.StateHeader(round=request.round, state_digest=self._engine.broadcast.digest)
-        header.steps.extend(step_to_pb(step) for step in steps)
-        yield pb.StateChunk(header=header)
-        for step in steps:
-            for data in chunks(step.payload):
-                yield pb.StateChunk(data=data)
+        digest = self._engine.broadcast.digest
+        with self._engine.intake.stream(session_of(context.invocation_metadata())):
+            for message in self._encoded.messages(request.round, digest, steps):
+                yield message
 
     async def SubmitUpdate(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UpdateChunk], context: Context
     ) -> pb.SubmitUpdateResponse:
         """Take in one update; acknowledged means durable."""
-        first = await anext(request_iterator, None)
-        if first is None or first.WhichOneof("part") != "header":
-            raise PayloadError("an update begins with its header")
-        header = first.header
+        with self._engine.intake.stream(session_of(context.invocation_metadata())):
+            return await self._submit(request_iterator, context)
+
+    async def _submit(
+        self, request_iterator: AsyncIterator[pb.UpdateChunk], context: Context
+    ) -> pb.SubmitUpdateResponse:
+        header = await _header(request_iterator)
         sizes = self._check_header(header)
         report = report_from_pb(header.report)
         self._check_report(report)
@@ -136,10 +139,7 @@ class FederationService(FederationServicer):
         async with taken as upload:
             if upload is None:
                 return pb.SubmitUpdateResponse(round=header.round, duplicate=True)
-            async for message in request_iterator:
-                if message.WhichOneof("part") != "data":
-                    raise PayloadError("an update has one header, then data")
-                upload.add(message.data)
+            await self._engine.intake.read(upload, _pieces(request_iterator))
             await self._engine.submit(upload, report)
         return pb.SubmitUpdateResponse(round=header.round)
 
@@ -235,3 +235,23 @@ class FederationService(FederationServicer):
                     f"{spec.codec} of {spec.count} parameters takes at most {most}"
                 )
         return tuple(segment.payload_bytes for segment in header.segments)
+
+
+async def _header(messages: AsyncIterator[pb.UpdateChunk]) -> pb.UpdateHeader:
+    """The first message of an update; raises PayloadError."""
+    try:
+        async with asyncio.timeout(IDLE_SECONDS):
+            first = await anext(messages, None)
+    except TimeoutError:
+        raise PayloadError(f"no header within {IDLE_SECONDS:.0f} s") from None
+    if first is None or first.WhichOneof("part") != "header":
+        raise PayloadError("an update begins with its header")
+    return first.header
+
+
+async def _pieces(messages: AsyncIterator[pb.UpdateChunk]) -> AsyncIterator[bytes]:
+    """The payload of an update, as it comes after the header; raises PayloadError."""
+    async for message in messages:
+        if message.WhichOneof("part") != "data":
+            raise PayloadError("an update has one header, then data")
+        yield message.data

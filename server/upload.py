@@ -14,14 +14,20 @@ class Upload:
 
     Args:
         ticket: of the claim.
+        session: that the claim was made in.
         sizes: bytes of each segment's payload, as the header declares them.
         check: raises what makes an upload not worth reading on; see `Rounds.check`.
     """
 
     def __init__(
-        self, ticket: Ticket, sizes: tuple[int, ...], check: Callable[[Ticket], None]
+        self,
+        ticket: Ticket,
+        session: str,
+        sizes: tuple[int, ...],
+        check: Callable[[Ticket], None],
     ) -> None:
         self.ticket = ticket
+        self.session = session
         self.sizes = sizes
         self._check = check
         self._total = sum(sizes)
@@ -40,7 +46,7 @@ class Upload:
         self._payload += data
 
     def whole(self) -> bytes:
-        """The payload, once all of it has come.
+        """The payload, once all of it has come; then this holds it no longer.
 
         Raises:
             WrongRound, AlreadyExists: as in `Rounds.check`.
@@ -53,4 +59,5 @@ class Upload:
             )
         if hashlib.sha256(self._payload).digest() != self.ticket.digest:
             raise PayloadError("the payload does not match its digest: damaged on the way")
-        return bytes(self._payload)
+        payload, self._payload = bytes(self._payload), bytearray()
+        return payload

@@ -19,7 +19,7 @@ GRPC = {
     "server/app.py",
     "client/channel.py",
 }
-MESSAGES = {*GRPC, "client/transport.py", "common/wire.py"}
+MESSAGES = {*GRPC, "server/encoded.py", "client/transport.py", "common/wire.py"}
 """What may use the contract's messages, besides the codec registry."""
 MODULES = sorted(
     path

@@ -16,6 +16,7 @@ from client.trainer import LocalResult, Trainer
 from common.codecs import ERROR_FEEDBACK, KEYFRAME
 from common.downlink import StateStep
 from common.errors import (
+    Busy,
     PayloadError,
     PayloadTooLarge,
     PrismError,
@@ -105,6 +106,19 @@ def test_patience_starts_anew_with_every_answer(clock: Clock, trained: list[int]
     assert clock.slept == [0.5, 1, 2, 4] * 4
     assert trained == [0, 1], "an update is sent again, not made again"
     assert [update.assignment.round for update in server.submitted] == [0, 1]
+
+
+def test_a_busy_server_is_left_alone_for_as_long_as_it_says(
+    clock: Clock, trained: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    server = ScriptedServer(CONFIG, [0])
+    server.trouble["submit"] = [Busy("too many updates", 7.0)] * 3
+    take_part(server, patience=1)
+    assert clock.slept == [7.0 * 1.5] * 3, "and no sooner"
+    assert caplog.text.count("too many updates; again in 7 s") == 1
+    assert trained == [0], "the update is sent again, not made again"
+    assert [update.assignment.round for update in server.submitted] == [0]
 
 
 def test_an_unknown_session_is_joined_again(clock: Clock, trained: list[int]) -> None:

@@ -26,6 +26,7 @@ from common.address import Address
 from common.config import RunConfig
 from common.errors import (
     AlreadyExists,
+    Busy,
     IdentityMismatch,
     NotAdmitted,
     NotInCohort,
@@ -108,7 +109,8 @@ PROVOKED: dict[type[PrismError], Callable[[Peers], object]] = {
 
 
 def test_every_error_of_the_contract_is_provoked() -> None:
-    assert {*PROVOKED, TransportError} == KINDS
+    # Busy takes many streams at once: see test_intake.py.
+    assert {*PROVOKED, TransportError, Busy} == KINDS
 
 
 @pytest.mark.parametrize("kind", PROVOKED, ids=lambda kind: kind.__name__)
@@ -213,6 +215,8 @@ def hostile(code: grpc.StatusCode, **trailing: str) -> Iterator[Transport]:
         (CODE.FAILED_PRECONDITION, {"error": "WrongRound", "round": "-1"}, RunMismatch),
         (CODE.FAILED_PRECONDITION, {"round": str(2**64)}, RunMismatch),
         (CODE.FAILED_PRECONDITION, {"round": "9" * 5000}, RunMismatch),
+        (CODE.RESOURCE_EXHAUSTED, {"retry-seconds": "3"}, PayloadTooLarge),
+        (CODE.RESOURCE_EXHAUSTED, {"error": "Busy", "retry-seconds": "9" * 5000}, Busy),
         (CODE.UNAVAILABLE, {"error": "SystemExit"}, TransportError),
         (CODE.DEADLINE_EXCEEDED, {"error": "WrongRound", "round": "3"}, TransportError),
         (CODE.CANCELLED, {"error": "WrongRound", "round": "3"}, TransportError),
@@ -226,6 +230,8 @@ def test_a_hostile_server_cannot_choose_what_is_raised(
         client.heartbeat()
     assert raised.type is kind
     assert "\n" not in str(raised.value)
+    if isinstance(raised.value, Busy):
+        assert 0 <= raised.value.seconds <= 60
 
 
 @given(
@@ -237,7 +243,8 @@ def test_a_hostile_server_cannot_choose_what_is_raised(
 def test_nothing_but_the_contract_comes_of_what_a_peer_says(
     status: str, text: str, name: str, round_: str
 ) -> None:
-    trailing = [(wire.ERROR_KEY, name), (wire.ROUND_KEY, round_), ("else-bin", b"\xff")]
+    numbers = [(key, round_) for key in (wire.ROUND_KEY, wire.RETRY_KEY)]
+    trailing = [(wire.ERROR_KEY, name), *numbers, ("else-bin", b"\xff")]
     error = wire.error_of(status, text, trailing)
     assert type(error) in KINDS
     assert str(error) and len(str(error).splitlines()) == 1

@@ -108,6 +108,9 @@ class FederationServicer(object):
         UNAUTHENTICATED      [SessionUnknown] no such session: join again
         FAILED_PRECONDITION  [WrongRound] that state is no longer, or not yet, the
         current one; as in SubmitUpdate
+        RESOURCE_EXHAUSTED   [Busy] too many streams of this client, or of all: the
+        trailing metadata "prism-retry-seconds" says when to
+        come again
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,7 +131,9 @@ class FederationServicer(object):
         PERMISSION_DENIED    [NotInCohort] the client is not in this round's cohort
         ALREADY_EXISTS       [AlreadyExists] a different update of this client is
         already in, or a newer call took this one's place
-        RESOURCE_EXHAUSTED   [PayloadTooLarge] longer than the run's largest update
+        RESOURCE_EXHAUSTED   [PayloadTooLarge] longer than the run's largest update;
+        [Busy] as in FetchState, or too many bytes are on
+        their way in
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -254,6 +254,9 @@ class FederationStub(typing.Generic[_FederationJoinType, _FederationAwaitRoundTy
       UNAUTHENTICATED      [SessionUnknown] no such session: join again
       FAILED_PRECONDITION  [WrongRound] that state is no longer, or not yet, the
                            current one; as in SubmitUpdate
+      RESOURCE_EXHAUSTED   [Busy] too many streams of this client, or of all: the
+                           trailing metadata "prism-retry-seconds" says when to
+                           come again
     """
 
     SubmitUpdate: _FederationSubmitUpdateType
@@ -271,7 +274,9 @@ class FederationStub(typing.Generic[_FederationJoinType, _FederationAwaitRoundTy
       PERMISSION_DENIED    [NotInCohort] the client is not in this round's cohort
       ALREADY_EXISTS       [AlreadyExists] a different update of this client is
                            already in, or a newer call took this one's place
-      RESOURCE_EXHAUSTED   [PayloadTooLarge] longer than the run's largest update
+      RESOURCE_EXHAUSTED   [PayloadTooLarge] longer than the run's largest update;
+                           [Busy] as in FetchState, or too many bytes are on
+                           their way in
     """
 
     Heartbeat: _FederationHeartbeatType
@@ -363,6 +368,9 @@ class FederationServicer(metaclass=abc.ABCMeta):
           UNAUTHENTICATED      [SessionUnknown] no such session: join again
           FAILED_PRECONDITION  [WrongRound] that state is no longer, or not yet, the
                                current one; as in SubmitUpdate
+          RESOURCE_EXHAUSTED   [Busy] too many streams of this client, or of all: the
+                               trailing metadata "prism-retry-seconds" says when to
+                               come again
         """
 
     @abc.abstractmethod
@@ -385,7 +393,9 @@ class FederationServicer(metaclass=abc.ABCMeta):
           PERMISSION_DENIED    [NotInCohort] the client is not in this round's cohort
           ALREADY_EXISTS       [AlreadyExists] a different update of this client is
                                already in, or a newer call took this one's place
-          RESOURCE_EXHAUSTED   [PayloadTooLarge] longer than the run's largest update
+          RESOURCE_EXHAUSTED   [PayloadTooLarge] longer than the run's largest update;
+                               [Busy] as in FetchState, or too many bytes are on
+                               their way in
         """
 
     @abc.abstractmethod

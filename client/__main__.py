@@ -65,6 +65,10 @@ def client(
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds to keep trying to reach the server.")
     ] = 600.0,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only say what would keep this client from taking part."),
+    ] = False,
 ) -> None:
     """Train on your own images with a server; the images stay here.
 
@@ -74,12 +78,14 @@ def client(
     \b
     prism client --server 127.0.0.1:7070 --data folder:photos --state client-state
     prism client --server fl.example.org:7070 --ca ca.pem --data mnist --data-dir data
+    prism client --server fl.example.org:7070 --ca ca.pem --data folder:photos --check
     """
     # What gRPC writes to stderr by itself is told again, in words, where it matters.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
     import torch
 
+    from client.check import Setup, check_client
     from client.local_data import PartitionChoice, PrivateData, choose_device
     from client.loop import Client
     from client.messages import Security
@@ -87,9 +93,24 @@ def client(
     from client.store import ClientStore
     from client.transport import Transport
     from common.address import Address, check_security
-    from common.pem import common_name, load_certificates
-    from common.tokens import Token
+    from common.checklist import Checklist
 
+    security = Security(ca, cert, key, token_file)
+    if check:
+        checks = Checklist(typer.echo)
+        images = checks.attempt(
+            lambda: PrivateData(
+                data,
+                data_dir,
+                PartitionChoice.parse(partition),
+                choose_device(device),
+                encoder_weights,
+            )
+        )
+        check_client(Setup(server, security, insecure, name, state, max_epsilon), images, checks)
+        if checks.problems:
+            raise SystemExit(f"prism client: problems: {len(checks.problems)}; nothing was started")
+        return
     log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if threads:
@@ -100,12 +121,8 @@ def client(
         private = PrivateData(
             data, data_dir, PartitionChoice.parse(partition), choose_device(device), encoder_weights
         )
-        if token_file is not None:
-            name = name or Token.read(token_file).name
-        if name is None and cert is not None:
-            name = common_name(load_certificates(cert)[1][0]) or None
-        store = ClientStore(state, name)
-        transport = Transport(address, Security(ca, cert, key, token_file))
+        store = ClientStore(state, name or security.proven_name())
+        transport = Transport(address, security)
         guard = Guard(store.directory, max_epsilon)
         process = Client(transport, private, store, guard, patience)
     except PrismError as error:

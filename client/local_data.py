@@ -69,7 +69,12 @@ def choose_device(name: str) -> torch.device:
 
 
 class PrivateData:
-    """Images of one client, opened when the run's config is known."""
+    """Images of one client, of which a run's config says how they are taken.
+
+    Attributes:
+        source: where they are.
+        device: where they are measured.
+    """
 
     def __init__(
         self,
@@ -80,7 +85,7 @@ class PrivateData:
         encoder_weights: Path | None = None,
     ) -> None:
         self.device = device
-        self._source = open_source(spec, data_dir)
+        self.source = open_source(spec, data_dir)
         self._choice = choice
         self._encoder_weights = encoder_weights
 
@@ -103,25 +108,36 @@ class PrivateData:
         Returns:
             The frozen encoder on the device, and the moments that training matches.
         """
-        indices = self._indices(config, assigned)
-        images = LocalImages.of(config, self._source, indices, name)
+        images = self.images(config, self.part(config, assigned), name)
         log.info("measuring the features of %d images", len(images))
-        encoder = load_encoder(
+        encoder = self.encoder(config)
+        return encoder, guard.moments(config, encoder, images, self.device)
+
+    def images(self, config: RunConfig, indices: Indices, name: str) -> LocalImages:
+        """Those of a part that are trained on; raises as `LocalImages.of`."""
+        return LocalImages.of(config, self.source, indices, name)
+
+    def encoder(self, config: RunConfig) -> FeatureEncoder:
+        """The run's, on the device; raises as `load_encoder`."""
+        return load_encoder(
             config.encoder.name,
             layers=config.encoder.layers,
             pool=config.encoder.pool,
             weights=self._encoder_weights,
         ).to(self.device)
 
-        return encoder, guard.moments(config, encoder, images, self.device)
+    def part(self, config: RunConfig, assigned: tuple[int, int]) -> Indices:
+        """Positions of this client's images in the source.
 
-    def _indices(self, config: RunConfig, assigned: tuple[int, int]) -> Indices:
+        Raises:
+            DataError: the source cannot be divided so, or the server assigned no part of it.
+        """
         if self._choice is None:
-            return np.arange(len(self._source))
+            return np.arange(len(self.source))
         index, count = self._choice.index, self._choice.count
         if index is None:
             index, count = assigned
         if not 0 <= index < count:
             raise DataError(f"the server assigned partition {index} of {count}")
         data = config.data.model_copy(update={"clients": count})
-        return partition(split_by(self._source, config), data, config.seed)[index]
+        return partition(split_by(self.source, config), data, config.seed)[index]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from common.files import stamp
 from common.fingerprint import Fingerprint
+from common.pem import common_name, load_certificates
+from common.tokens import Token
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,18 @@ class Security:
     def stamps(self) -> tuple[tuple[int, ...] | None, ...]:
         """What changes when one of the files does."""
         return tuple(stamp(path) for path in (self.ca, self.cert, self.key) if path)
+
+    def proven_name(self) -> str | None:
+        """The client that the token or the certificate is for, if there is one.
+
+        Raises:
+            ConfigError: the file cannot be used.
+        """
+        if self.token_file is not None:
+            return Token.read(self.token_file).name
+        if self.cert is not None:
+            return common_name(load_certificates(self.cert)[1][0]) or None
+        return None
 
 
 @dataclass(frozen=True)

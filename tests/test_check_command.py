@@ -78,7 +78,7 @@ def test_a_typo_in_a_key(config: Path, capsys: Said) -> None:
 
 def test_an_impossible_split(config: Path, capsys: Said) -> None:
     (line,) = problems(capsys, config, "data.clients=2000")
-    assert line == "1498 images cannot be split among 2000 clients"
+    assert line.startswith("1498 images cannot be split among 2000 clients")
     (line,) = problems(capsys, config, "data.clients=1000")
     assert line.startswith("949 of 1000 clients could not train; client 0: no class has 20 images")
     (line,) = problems(capsys, config, "privacy.mechanism=moments", "privacy.delta=0.01")

@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.config import RunConfig, load_config
-from common.data import open_source, partition, split_by
+from common.data import open_source
 from common.errors import ConfigError
+from prism.holdings import Holdings
 from prism.relay.shaping import Shape
 from prism.run.child import STOP_SECONDS
 from prism.run.display import RunDisplay
@@ -92,7 +93,7 @@ def check_free(directory: Path, config: RunConfig) -> None:
 
 
 def check_split(config: RunConfig, data: str, data_dir: Path | None) -> None:
-    """Cut the images as every client will, before any is started.
+    """Cut the images as every client will, and look at the parts, before any is started.
 
     Args:
         config: the run.
@@ -100,9 +101,10 @@ def check_split(config: RunConfig, data: str, data_dir: Path | None) -> None:
         data_dir: where known data sets lie.
 
     Raises:
-        DataError: there are no such images, or they cannot be split as the config says.
+        DataError: there are no such images, they cannot be split as the config says, or a client
+            would refuse its part.
     """
-    partition(split_by(open_source(data, data_dir), config), config.data, config.seed)
+    Holdings.of(config, open_source(data, data_dir)).check(config)
 
 
 def relay_options(relay: bool, rate: str | None, delay: str | None) -> list[str] | None:

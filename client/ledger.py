@@ -16,13 +16,13 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from common.accounting import compose, gaussian_epsilon
 from common.errors import StorageError
 from common.files import write_atomically
+from common.timestamps import utc_now
 
 GENESIS: Final = "0" * 64
 _LATER: Final = {"classes", "scales"}
@@ -140,8 +140,7 @@ class Ledger:
         self.entries()
         lines, complete = self._lines()
         previous = json.loads(lines[-1])["hash"] if lines else GENESIS
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        raw = {**asdict(entry), "time": entry.time or now}
+        raw = {**asdict(entry), "time": entry.time or utc_now("seconds")}
         mine = _hash(raw, previous)
         line = json.dumps({**raw, "previous": previous, "hash": mine}, sort_keys=True)
         try:

@@ -7,9 +7,9 @@ from common.config import RunConfig
 from common.report import Report
 from common.state import GlobalState
 from server.aggregate import Closed, Contribution
-from server.journal import StoredUpdate
 from server.methods import make_aggregator
 from server.metrics import Metrics
+from server.recovered import StoredUpdate
 
 
 class Attempt:
@@ -52,5 +52,7 @@ class Attempt:
 
     def metrics(self, state: GlobalState, closed: Closed, now: float) -> Metrics:
         """Figures of the closed round, and of the state that everyone goes on from."""
-        seconds, reports = now - self._opened_at, list(self._reports.values())
+        seconds = now - self._opened_at
+        # By rank, so that the sums are the same whoever comes first.
+        reports = [self._reports[name] for name in sorted(self._reports)]
         return Metrics.of(state, closed.lam, closed.clients, reports, seconds)

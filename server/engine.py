@@ -37,12 +37,14 @@ from server.events import (
     Wait,
 )
 from server.intake import Intake
-from server.journal import Checkpoint, Journal, Recovered, StoredUpdate
 from server.members import Members, Parted, PartitionGiven
 from server.metrics import Metrics
 from server.progress import Progress
 from server.recorder import Recorder
+from server.recovered import Checkpoint, Recovered
 from server.rounds import Phase, Rounds
+from server.storage import Storage
+from server.traffic import Meter
 from server.upload import Upload
 
 log = logging.getLogger(__name__)
@@ -74,16 +76,16 @@ class Engine:
         self.fingerprint = Fingerprint.of(config)
         self.broadcast = Broadcast(config, initial_state(config))
         self._average = StateAverage(config, self.broadcast.state)
-        self._journal = Journal(out, config)
+        self._storage = Storage(out, config)
         try:
-            found = self._journal.recover()
+            found = self._storage.found
             self._restore(found)
-            last = dict(found.checkpoint.metrics) if found.checkpoint else None
-            self.recorder = Recorder(out, config, found.round, last, images, evaluated.features)
+            books = self._storage.books
+            self.recorder = Recorder(out, config, found.round, books, images, evaluated.features)
         except BaseException:
-            self._journal.close()
+            self._storage.close()
             raise
-        self._work = Background(self._journal.sync)
+        self._work = Background(self._storage.flush)
         self._progress = Progress()
         self.intake = Intake(self.rounds, self._work)
 
@@ -184,24 +186,25 @@ class Engine:
             )
         return self.broadcast.steps(held)
 
-    async def submit(self, upload: Upload, report: Report) -> None:
+    async def submit(self, upload: Upload, report: Report, meter: Meter) -> None:
         """Decode an update, make it durable and fold it; it may be acknowledged then.
 
-        Once stored, an update is committed whatever becomes of the caller.
+        Once stored, an update is committed whatever becomes of the caller, and so are the bytes
+        that the meter of its call has counted.
 
         Raises:
             PayloadError: the payload is not what its header declares, or does not decode.
             WrongRound, AlreadyExists: as in `Rounds.check`.
         """
-        ticket, payload = upload.ticket, upload.whole()
+        ticket, update = upload.ticket, upload.whole(report, meter.message["up"])
         attempt = self._current_attempt()
-        update = StoredUpdate(ticket.name, ticket.digest, upload.sizes, report, payload)
         contribution = await asyncio.to_thread(attempt.decode, update, ticket.rank)
         # The attempt is the ticket's: another one would make this raise.
         self.rounds.store(ticket)
+        meter.journalled = True
 
         def store() -> None:
-            self._journal.append_update(update)
+            self._storage.store(ticket.round, ticket.attempt, update)
             attempt.fold(contribution, update)
 
         async def commit() -> None:
@@ -245,8 +248,8 @@ class Engine:
     async def close(self) -> None:
         """Finish what is being stored, flush, and give the directory back."""
         await self._work.close()
-        self._journal.close()
         await asyncio.to_thread(self.recorder.close)
+        self._storage.close()
 
     async def _wait_for_event(self, until: float = math.inf) -> None:
         """Sleep to the next change or expiry, and let what is due run out."""
@@ -269,7 +272,7 @@ class Engine:
                 case Opened(round_, attempt, cohort):
                     state, size = self.broadcast.state, len(cohort)
                     self._attempt = Attempt(self.config, state, size, time.monotonic())
-                    written = self._work.write(self._journal.append_open, attempt, cohort)
+                    written = self._work.write(self._storage.journal.append_open, attempt, cohort)
                     self._work.calls.wake(*cohort)
                     again = f", attempt {attempt + 1}" if attempt else ""
                     log.info(
@@ -281,7 +284,7 @@ class Engine:
                     )
                 case Discarded(round_, attempt, received, needed):
                     self.intake.end_all()
-                    written = self._work.write(self._journal.append_discard, attempt)
+                    written = self._work.write(self._storage.journal.append_discard, attempt)
                     log.warning(
                         "round %d: %d updates and no more to come, %d needed; run again",
                         round_,
@@ -290,10 +293,10 @@ class Engine:
                     )
                 case Closing():
                     self.intake.end_all()
-                    written = self._work.write(self._journal.append_close)
+                    written = self._work.write(self._storage.journal.append_close)
                     self._work.spawn(self._close_round())
                 case PartitionGiven(name, index):
-                    written = self._work.write(self._journal.append_partition, name, index)
+                    written = self._work.write(self._storage.journal.append_partition, name, index)
                 case Parted(name, reason):
                     self.intake.end(name)
                     self._work.calls.wake(name)
@@ -312,7 +315,7 @@ class Engine:
         state, source, metrics = await asyncio.to_thread(self._publish, attempt, closed)
         arrays = {**self.broadcast.snapshot(), **self._average.snapshot()}
         point = Checkpoint(state, self.live(), metrics.line(), arrays)
-        await self._work.write(self._journal.checkpoint, point)
+        await self._work.write(self._storage.checkpoint, point)
         self.recorder.closed(metrics, source)
         log.info(
             "round %d: %d updates, lambda %s, %.1f s",

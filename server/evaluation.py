@@ -19,7 +19,7 @@ from common.errors import ConfigError
 from common.model.export import build_model
 from common.quality import NAMES, Evaluator, evaluator_of, score_model
 from server.average import ModelSource
-from server.latest import LatestWorker
+from server.latest import LatestWorker, log_failure
 from server.pictures import Pictures
 
 IMAGES: Final = 5000
@@ -165,4 +165,4 @@ class Evaluation:
 
 def _failed(error: Exception) -> None:
     """What cannot be evaluated is no reason to stop the rounds, but one to say so."""
-    log.error("could not evaluate the model: %s", error)
+    log_failure(log, "could not evaluate the model", error)

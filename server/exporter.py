@@ -10,9 +10,9 @@ from pathlib import Path
 
 from common.config import RunConfig
 from common.errors import ModelFileError
-from common.model.export import build_model, load_model
+from common.model.export import build_model, final_parameters, load_model
 from server.average import ModelSource
-from server.latest import LatestWorker
+from server.latest import LatestWorker, log_failure
 from server.pictures import Pictures
 
 log = logging.getLogger(__name__)
@@ -39,11 +39,13 @@ class Exporter:
         return source.round == self._config.rounds or bool(every and source.round % every == 0)
 
     def done(self, source: ModelSource) -> bool:
-        """Whether the model file is of that state's round."""
+        """Whether the model file is of that state."""
         try:
-            return load_model(self._model).round == source.round
+            model = load_model(self._model)
         except ModelFileError:
             return False
+        expected = final_parameters(self._config, source.state)
+        return (model.round, model.parameters.tobytes()) == (source.round, expected.tobytes())
 
     def submit(self, source: ModelSource) -> None:
         """Export a state, or a later one that comes before its turn."""
@@ -62,4 +64,4 @@ class Exporter:
 
 def _failed(error: Exception) -> None:
     """A file that cannot be written is no reason to stop the rounds, but one to say so."""
-    log.error("could not draw samples or export the model: %s", error, exc_info=error)
+    log_failure(log, "could not draw samples or export the model", error)

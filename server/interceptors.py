@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -22,14 +22,12 @@ from common.errors import (
     PrismError,
     SessionUnknown,
 )
-from common.rpc.prism.v1 import federation_pb2 as pb
-from common.theory import MaskBits
-from common.wire import SERVICE, error_metadata, report_from_pb, session_of, token_of
+from common.wire import SERVICE, error_metadata, session_of, token_of
 from server.admission import EVERYBODY, Admission
 from server.engine import Engine
 from server.members import check_identity
-from server.recorder import Traffic
 from server.strangers import Strangers, peer_address
+from server.traffic import METER, Direction, Meter, Traffic
 
 _WITHOUT_SESSION: Final = frozenset({"Join", "GetStatus"})
 _SUMMED: Final = frozenset({"AwaitRound", "Heartbeat", "GetStatus"})
@@ -154,11 +152,9 @@ class _Call:
         self._token = token_of(context.invocation_metadata())
         self._certificate = _names(context) if certified else None
         self._round = engine.rounds.round
-        self._payload = {"up": 0, "down": 0}
-        self._message = {"up": 0, "down": 0}
-        self._report: pb.ClientReport | None = None
-        self._bits: MaskBits | None = None
         self._peer = peer_address(context.peer())
+        self._meter = Meter()
+        METER.set(self._meter)
         self.client = ""
 
     @property
@@ -203,8 +199,6 @@ class _Call:
             self._admission.check_token(self.client, self._token)
         elif self.client and self._handler.request_streaming:
             self._engine.renew(self._session)
-            if message.HasField("header"):
-                self._report = message.header.report
         return message
 
     def sent(self, message: Any) -> bytes:
@@ -214,36 +208,31 @@ class _Call:
                 client.name = ""
         raw: bytes = cast(Any, self._handler).response_serializer(message)
         self._count("down", message, len(raw))
-        # Of a refused update nothing is said; of one that is sent again, the recorder decides.
-        if self._report is not None:
-            self._bits = report_from_pb(self._report).bits
         return raw
 
     def record(self) -> None:
-        """Hand the sums to the recorder."""
+        """Hand the sums to the recorder, but for an update that the journal has."""
         # A poll belongs to the round that it ends in: it may be what started it.
         summed = self._rpc in _SUMMED
         round_ = self._engine.rounds.round if summed else self._round
-        for direction in ("up", "down"):
+        directions: tuple[Direction, ...] = ("up", "down")
+        for direction in directions[self._meter.journalled :]:
             self._engine.recorder.traffic(
                 Traffic(
                     round=round_,
                     client=self.client,
                     direction=direction,
                     rpc=self._rpc,
-                    payload_bytes=self._payload[direction],
-                    message_bytes=self._message[direction],
+                    payload_bytes=self._meter.payload[direction],
+                    message_bytes=self._meter.message[direction],
                     summed=summed,
-                    bits=self._bits if direction == "up" else None,
                 )
             )
 
-    def _count(self, direction: Literal["up", "down"], message: Any, size: int) -> None:
-        self._message[direction] += size
+    def _count(self, direction: Direction, message: Any, size: int) -> None:
         # Updates and states are the two streams of this service: a header, then data.
         streams = {"up": self._handler.request_streaming, "down": self._handler.response_streaming}
-        if streams[direction]:
-            self._payload[direction] += len(message.data)
+        self._meter.count(direction, len(message.data) if streams[direction] else 0, size)
 
     def _check_identity(self) -> None:
         self._admission.check(self.client)

@@ -12,129 +12,29 @@ after the next `sync`, so that one flush does for all who wait.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple
 from pathlib import Path
 from typing import IO, Any, Final
 
 import safetensors.numpy
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from common.cells import CellTable
 from common.config import RunConfig, load_config
 from common.errors import ConfigError, PayloadError, StorageError
-from common.files import write_atomically
-from common.report import Report
+from common.files import sealed, unsealed, write_atomically
 from common.state import GlobalState
-from common.theory import MaskBits
+from server.evidence import check_not_further
 from server.frame_log import FrameLog
+from server.line_file import Mark
 from server.members import give_partition
+from server.recovered import Checkpoint, Recovered, StoredUpdate
 
 _STATE: Final = "state"
-_DIGEST_BYTES: Final = 32
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StoredUpdate:
-    """One acknowledged update.
-
-    Attributes:
-        client: name.
-        digest: SHA-256 of the payload.
-        sizes: bytes of each segment's payload, in order.
-        report: what the client says about it.
-        payload: the segments' payloads, concatenated.
-    """
-
-    client: str
-    digest: bytes
-    sizes: tuple[int, ...]
-    report: Report
-    payload: bytes
-
-    def segments(self) -> list[bytes]:
-        """The payload of each segment."""
-        parts, start = [], 0
-        for size in self.sizes:
-            parts.append(self.payload[start : start + size])
-            start += size
-        return parts
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Everything that closing a round left behind.
-
-    Attributes:
-        state: what the next round starts from.
-        members: names that were live, for the server to await after a restart.
-        metrics: the closed round's line of metrics.
-        arrays: what the downlink and the average need besides the state.
-    """
-
-    state: GlobalState
-    members: tuple[str, ...]
-    metrics: Mapping[str, Any]
-    arrays: Mapping[str, NDArray[Any]]
-
-
-@dataclass
-class Recovered:
-    """What an earlier process of the server left in the directory.
-
-    Attributes:
-        checkpoint: None before the first round was closed.
-        partitions: data partition by client name.
-        attempt: of the round after the checkpoint.
-        cohort: of the open attempt; empty if none was open.
-        updates: acknowledged in the open attempt, by name.
-        closing: whether the open attempt had been closed to further updates.
-        changes: of operational keys, at restarts: the round, and by key what it was and became.
-    """
-
-    checkpoint: Checkpoint | None = None
-    partitions: dict[str, int] = field(default_factory=dict)
-    attempt: int = 0
-    cohort: tuple[str, ...] = ()
-    updates: dict[str, StoredUpdate] = field(default_factory=dict)
-    closing: bool = False
-    changes: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def round(self) -> int:
-        """The round that is open or next."""
-        return self.checkpoint.state.round if self.checkpoint else 0
-
-    def apply(self, entry: Mapping[str, Any], payload: bytes) -> None:
-        """Fold in one log entry, in the order of writing."""
-        kind = entry["kind"]
-        if kind == "partition":
-            give_partition(self.partitions, entry["client"], entry["index"])
-        elif kind == "open":
-            self.attempt, self.cohort = entry["attempt"], tuple(entry["cohort"])
-        elif kind == "update":
-            digest, sizes = bytes.fromhex(entry["digest"]), tuple(entry["sizes"])
-            bits = entry.get("bits")
-            classes = tuple(entry.get("classes", ()))
-            cells = CellTable.read(bytes.fromhex(entry.get("cells", "")))
-            report = Report(entry["loss"], bits and MaskBits(*bits), classes, cells)
-            update = StoredUpdate(entry["client"], digest, sizes, report, payload)
-            self.updates[update.client] = update
-        elif kind == "discard":
-            self.attempt, self.cohort = entry["attempt"] + 1, ()
-            self.updates.clear()
-        elif kind == "close":
-            self.closing = True
-        elif kind == "config":
-            self.changes.append({"round": self.round, "changed": entry["changed"]})
-        else:
-            raise KeyError(kind)
 
 
 class Journal:
@@ -171,6 +71,8 @@ class Journal:
         """
         found = self._read_checkpoint()
         path = self._log_path(found.round)
+        begun = found.checkpoint is not None
+        check_not_further(self._directory.parent, self._config, found.round, checkpoint=begun)
         if path.exists():
             self._log, entries = FrameLog.open(path)
             try:
@@ -207,6 +109,8 @@ class Journal:
             "bits": update.report.bits and astuple(update.report.bits),
             "classes": update.report.classes,
             "cells": update.report.cells.content.hex(),
+            "message_bytes": update.message_bytes,
+            "time": update.time,
         }
         self._append(entry, update.payload)
 
@@ -223,6 +127,11 @@ class Journal:
         if self._log is not None:
             self._log.sync()
 
+    def append_begun(self, file: str) -> None:
+        """Remember that one of the run's books was gone and is begun anew."""
+        self._append({"kind": "begun", "file": file})
+        self.sync()
+
     def checkpoint(self, point: Checkpoint) -> None:
         """Make a closed round's result durable and start the next round's log."""
         header = {
@@ -232,10 +141,11 @@ class Journal:
             "members": point.members,
             "metrics": point.metrics,
             "changes": self._changes,
+            "marks": point.marks,
         }
         arrays = {**point.arrays, _STATE: point.state.values}
         body = json.dumps(header).encode() + b"\n" + safetensors.numpy.save(arrays)
-        write_atomically(self._directory / "checkpoint", hashlib.sha256(body).digest() + body)
+        write_atomically(self._directory / "checkpoint", sealed(body))
         self._start_log(point.state.round)
 
     def close(self) -> None:
@@ -285,18 +195,19 @@ class Journal:
         path = self._directory / "checkpoint"
         if not path.exists():
             return Recovered()
-        data = path.read_bytes()
-        digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-        if hashlib.sha256(body).digest() != digest:
-            raise StorageError(f"{path} is corrupt: its digest does not match its content")
+        try:
+            body = unsealed(path.read_bytes())
+        except ValueError as error:
+            raise StorageError(f"{path} is corrupt: {error}: put a copy of it back") from error
         try:
             line, _, tensors = body.partition(b"\n")
             header = json.loads(line)
             arrays = safetensors.numpy.load(tensors)
             state = GlobalState(header["round"], arrays.pop(_STATE))
             members, metrics = tuple(header["members"]), header["metrics"]
-            point = Checkpoint(state, members, metrics, arrays)
-            found = Recovered(point, header["partitions"], changes=header["changes"])
+            marks = {name: Mark(*mark) for name, mark in header.get("marks", {}).items()}
+            point = Checkpoint(state, members, metrics, arrays, marks)
+            found = Recovered(point, header["partitions"], changes=header["changes"], marks=marks)
             run = header["run"]
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path} is not a checkpoint that this version reads") from error

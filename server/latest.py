@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -11,6 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Generic, TypeVar
 
 import torch
+
+from common.errors import PrismError
+from common.files import failure_of
 
 Item = TypeVar("Item")
 
@@ -75,6 +79,16 @@ class LatestWorker(Generic[Item]):
             pass
         except Exception as error:
             self._failed(error)
+
+
+def log_failure(log: logging.Logger, what: str, error: BaseException) -> None:
+    """Say in one line what could not be done and why; with a traceback where that is a bug."""
+    if isinstance(error, OSError):
+        log.error("%s: %s", what, failure_of(error))
+    elif isinstance(error, PrismError):
+        log.error("%s: %s", what, error)
+    else:
+        log.error("%s: %s", what, error, exc_info=error)
 
 
 def lower_priority() -> None:

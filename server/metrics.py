@@ -11,6 +11,7 @@ import numpy as np
 from common.report import Report
 from common.state import PROB_ONE, GlobalState, entropy_bits, sigma
 from common.theory import MaskBits, figures
+from common.timestamps import utc_now
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Metrics:
         clients: updates that went in.
         loss: mean of what the clients reported; None if nobody did.
         seconds: from opening to closing.
+        time: of closing, ISO 8601 in UTC.
     """
 
     round: int
@@ -36,6 +38,7 @@ class Metrics:
     clients: int
     loss: float | None
     seconds: float
+    time: str
 
     @classmethod
     def of(
@@ -59,6 +62,7 @@ class Metrics:
             # Divided first: the sum of two finite losses may not be.
             loss=sum(loss / len(losses) for loss in losses) if losses else None,
             seconds=round(seconds, 3),
+            time=utc_now(),
         )
 
     def line(self) -> dict[str, Any]:
@@ -72,4 +76,5 @@ class Metrics:
             "clients": self.clients,
             "loss": self.loss,
             "seconds": self.seconds,
+            "time": self.time,
         }

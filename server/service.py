@@ -32,6 +32,7 @@ from server.events import Assignment, Finished
 from server.intake import IDLE_SECONDS
 from server.interceptors import Context
 from server.members import check_identity
+from server.traffic import METER
 
 MAX_WAIT_SECONDS: Final = 60.0
 _STATE_CODECS: Final = {
@@ -140,7 +141,7 @@ class FederationService(FederationServicer):
             if upload is None:
                 return pb.SubmitUpdateResponse(round=header.round, duplicate=True)
             await self._engine.intake.read(upload, _pieces(request_iterator))
-            await self._engine.submit(upload, report)
+            await self._engine.submit(upload, report, METER.get())
         return pb.SubmitUpdateResponse(round=header.round)
 
     async def Heartbeat(  # noqa: N802

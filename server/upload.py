@@ -6,7 +6,10 @@ import hashlib
 from collections.abc import Callable
 
 from common.errors import PayloadError
+from common.report import Report
+from common.timestamps import utc_now
 from server.events import Ticket
+from server.recovered import StoredUpdate
 
 
 class Upload:
@@ -45,8 +48,12 @@ class Upload:
             raise PayloadError(f"more than the {self._total} bytes that the header declares")
         self._payload += data
 
-    def whole(self) -> bytes:
-        """The payload, once all of it has come; then this holds it no longer.
+    def whole(self, report: Report, message_bytes: int) -> StoredUpdate:
+        """The update, once all of it has come; then this holds its payload no longer.
+
+        Args:
+            report: what the client says about it.
+            message_bytes: of the messages that it came in.
 
         Raises:
             WrongRound, AlreadyExists: as in `Rounds.check`.
@@ -60,4 +67,5 @@ class Upload:
         if hashlib.sha256(self._payload).digest() != self.ticket.digest:
             raise PayloadError("the payload does not match its digest: damaged on the way")
         payload, self._payload = bytes(self._payload), bytearray()
-        return payload
+        name, digest = self.ticket.name, self.ticket.digest
+        return StoredUpdate(name, digest, self.sizes, report, payload, message_bytes, utc_now())

@@ -17,7 +17,8 @@ from common.report import Report
 from common.state import GlobalState
 from common.theory import MaskBits
 from server.engine import Engine
-from server.journal import Checkpoint, Journal, Recovered, StoredUpdate
+from server.journal import Journal
+from server.recovered import Checkpoint, Recovered, StoredUpdate
 
 SAID = Report(0.5, MaskBits(0.7, 0.1), (1, 2), CellTable.of([[0.5] * CODE_SIZE], [20]))
 

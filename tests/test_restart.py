@@ -34,7 +34,8 @@ from common.report import Report
 from common.rpc.prism.v1 import federation_pb2 as pb
 from server.app import serve
 from server.frame_log import FrameLog
-from server.journal import Journal, StoredUpdate
+from server.journal import Journal
+from server.recovered import StoredUpdate
 
 
 def test_restarted_at_every_moment_the_result_is_the_same(

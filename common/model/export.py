@@ -200,7 +200,7 @@ def build_model(
         draw: which of the masks that could be sampled; a run exports the first, 0.
     """
     architecture = Architecture.of(config)
-    parameters = _final_parameters(config, state, draw)
+    parameters = final_parameters(config, state, draw)
     weights = _weights(architecture, config.seed, parameters)
     noise = torch.Generator().manual_seed(derive_seed(config.seed, "calibration", state.round))
     classes = learned_classes(len(config.classes), unseen)
@@ -219,9 +219,10 @@ def build_model(
     )
 
 
-def _final_parameters(
-    config: RunConfig, state: GlobalState, draw: int
+def final_parameters(
+    config: RunConfig, state: GlobalState, draw: int = 0
 ) -> Mask | NDArray[np.float32]:
+    """The mask, or the trained weights, of the model that is made of a state."""
     if state.values.dtype == np.float32:
         return state.weights.copy()
     if config.output.mask == "threshold":

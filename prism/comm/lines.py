@@ -21,12 +21,18 @@ class _Line(BaseModel):
 
 
 class Figures(_Line):
-    """Of metrics.jsonl: what theory says of a round."""
+    """What theory says, of a round or of an update."""
 
     round: Count
     kl_bits: Bits | None = None
     cross_entropy_bits: Bits | None = None
     entropy_bits: Bits | None = None
+
+
+class Closed(Figures):
+    """Of metrics.jsonl: a round, and the updates that went in."""
+
+    clients: Count = 0
 
 
 class Call(Figures):

@@ -198,6 +198,10 @@ def notes(ledger: Ledger) -> list[str]:
         lines.append(f"from round {ledger.since} on; relays count whole runs")
     elif not (ledger.sockets or ledger.partial or ledger.unknown):
         lines.append("no socket bytes: no relay stood before a client (prism run --relay)")
+    if ledger.lacking:
+        lines.append(
+            f"too little: comm.jsonl lacks {ledger.lacking} updates that metrics.jsonl counts"
+        )
     if lost := sum(link.lost for link in ledger.sockets.values()):
         lines.append(f"{lost} bytes were still on their way when a connection ended")
     if ledger.partial:

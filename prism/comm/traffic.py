@@ -12,7 +12,7 @@ modelled, so that it can be told without a relay, and checked against one.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from common.config import load_config
 from common.errors import ConfigError
 from common.model.architecture import Architecture
 from common.wire import CHUNK_BYTES
-from prism.comm.lines import Call, Counts, Direction, Figures, read_lines
+from prism.comm.lines import Call, Closed, Counts, Direction, Figures, read_lines
 
 DIRECTIONS: Final[tuple[Direction, Direction]] = ("up", "down")
 THEORY: Final = {
@@ -154,6 +154,7 @@ class Ledger:
         unknown: relays' logs whose names are no client's, so far.
         theory: mean bits a parameter, by field; over client-rounds where comm.jsonl has them,
             else over rounds.
+        lacking: updates that went into rounds, and of which nothing tells what they took.
         since: the first round that is in it; relays count whole runs alone.
     """
 
@@ -168,6 +169,7 @@ class Ledger:
     mixed: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     theory: dict[str, float] = field(default_factory=dict)
+    lacking: int = 0
     since: int = 0
 
     @classmethod
@@ -191,9 +193,11 @@ class Ledger:
                 ledger._traffic(call)
                 _collect(updates, call)
         if (run / "metrics.jsonl").exists():
-            for line in read_lines(run / "metrics.jsonl", Figures):
+            came = Counter(round_ for round_, _ in ledger.client_rounds)
+            for line in read_lines(run / "metrics.jsonl", Closed):
                 if line.round >= since:
                     _collect(rounds, line)
+                    ledger.lacking += max(0, line.clients - came[line.round])
         ledger.theory = _means(rounds) | _means(updates)
         for path in sorted((run / "relay").glob("*.jsonl")):
             ledger._relay(path)

@@ -1,0 +1,127 @@
+"""What the journal keeps of a run, and what it gives back: updates, checkpoints, an open round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from common.cells import CellTable
+from common.report import Report
+from common.state import GlobalState
+from common.theory import MaskBits
+from server.line_file import Mark
+from server.members import give_partition
+
+
+@dataclass(frozen=True)
+class StoredUpdate:
+    """One acknowledged update.
+
+    Attributes:
+        client: name.
+        digest: SHA-256 of the payload.
+        sizes: bytes of each segment's payload, in order.
+        report: what the client says about it.
+        payload: the segments' payloads, concatenated.
+        message_bytes: of the messages that it came in.
+        time: of storing it, ISO 8601 in UTC; empty in logs of versions that did not note it.
+    """
+
+    client: str
+    digest: bytes
+    sizes: tuple[int, ...]
+    report: Report
+    payload: bytes
+    message_bytes: int = 0
+    time: str = ""
+
+    def segments(self) -> list[bytes]:
+        """The payload of each segment."""
+        parts, start = [], 0
+        for size in self.sizes:
+            parts.append(self.payload[start : start + size])
+            start += size
+        return parts
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that closing a round left behind.
+
+    Attributes:
+        state: what the next round starts from.
+        members: names that were live, for the server to await after a restart.
+        metrics: the closed round's line of metrics.
+        arrays: what the downlink and the average need besides the state.
+        marks: what of the run's books was on the disk, by file name.
+    """
+
+    state: GlobalState
+    members: tuple[str, ...]
+    metrics: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+    marks: Mapping[str, Mark] = field(default_factory=dict)
+
+
+@dataclass
+class Recovered:
+    """What an earlier process of the server left in the directory.
+
+    Attributes:
+        checkpoint: None before the first round was closed.
+        partitions: data partition by client name.
+        attempt: of the round after the checkpoint.
+        cohort: of the open attempt; empty if none was open.
+        updates: acknowledged in the open attempt, by name.
+        closing: whether the open attempt had been closed to further updates.
+        changes: of operational keys, at restarts: the round, and by key what it was and became.
+        marks: what the run's books begin with at least, by file name.
+        acknowledged: every update of the round with its attempt, also of those discarded.
+    """
+
+    checkpoint: Checkpoint | None = None
+    partitions: dict[str, int] = field(default_factory=dict)
+    attempt: int = 0
+    cohort: tuple[str, ...] = ()
+    updates: dict[str, StoredUpdate] = field(default_factory=dict)
+    closing: bool = False
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    marks: dict[str, Mark] = field(default_factory=dict)
+    acknowledged: list[tuple[int, StoredUpdate]] = field(default_factory=list)
+
+    @property
+    def round(self) -> int:
+        """The round that is open or next."""
+        return self.checkpoint.state.round if self.checkpoint else 0
+
+    def apply(self, entry: Mapping[str, Any], payload: bytes) -> None:
+        """Fold in one log entry, in the order of writing."""
+        kind = entry["kind"]
+        if kind == "partition":
+            give_partition(self.partitions, entry["client"], entry["index"])
+        elif kind == "open":
+            self.attempt, self.cohort = entry["attempt"], tuple(entry["cohort"])
+        elif kind == "update":
+            digest, sizes = bytes.fromhex(entry["digest"]), tuple(entry["sizes"])
+            bits = entry.get("bits")
+            classes = tuple(entry.get("classes", ()))
+            cells = CellTable.read(bytes.fromhex(entry.get("cells", "")))
+            report = Report(entry["loss"], bits and MaskBits(*bits), classes, cells)
+            came = entry.get("message_bytes", 0), entry.get("time", "")
+            update = StoredUpdate(entry["client"], digest, sizes, report, payload, *came)
+            self.updates[update.client] = update
+            self.acknowledged.append((self.attempt, update))
+        elif kind == "discard":
+            self.attempt, self.cohort = entry["attempt"] + 1, ()
+            self.updates.clear()
+        elif kind == "close":
+            self.closing = True
+        elif kind == "begun":
+            self.marks[entry["file"]] = Mark()
+        elif kind == "config":
+            self.changes.append({"round": self.round, "changed": entry["changed"]})
+        else:
+            raise KeyError(kind)

@@ -36,6 +36,11 @@ class Admission:
         self._proofs: dict[str, str] | None = None
         self._read()
 
+    @property
+    def asks_tokens(self) -> bool:
+        """Whether a token must prove each name."""
+        return self._proofs is not None
+
     def refresh(self) -> None:
         """Read the files again if they have changed."""
         if (seen := self._seen()) == self._stamps:

@@ -8,6 +8,7 @@ the peer's mistake and not an internal error.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias, cast
@@ -17,6 +18,7 @@ import grpc.aio
 
 from common.address import Address
 from common.errors import (
+    Busy,
     IdentityMismatch,
     PayloadError,
     PrismError,
@@ -25,6 +27,7 @@ from common.errors import (
 from common.wire import SERVICE, error_metadata, session_of, token_of
 from server.admission import EVERYBODY, Admission
 from server.engine import Engine
+from server.limits import Limits
 from server.members import check_identity
 from server.strangers import Strangers, peer_address
 from server.traffic import METER, Direction, Meter, Traffic
@@ -56,9 +59,10 @@ class Gate(grpc.aio.ServerInterceptor):
         admission: Admission = EVERYBODY,
         strangers: Strangers | None = None,
     ) -> None:
-        self._engine = engine
-        self._certified = certified
-        self._admission = admission
+        self.engine = engine
+        self.certified = certified
+        self.admission = admission
+        self.limits = Limits(engine.config)
         self._strangers = strangers
 
     async def intercept_service(
@@ -115,13 +119,15 @@ class Gate(grpc.aio.ServerInterceptor):
         """One call: let in, metered, its errors turned into statuses."""
         if self._strangers is not None:
             self._strangers.heard(context.peer())
-        call = _Call(self._engine, rpc, handler, context, self._certified, self._admission)
+        call = _Call(self, rpc, handler, context)
         try:
             call.let_in()
             yield call
+            call.useful = True
         except PrismError as error:
             code = grpc.StatusCode[error.status]
-            log.info("%s of %s: %s: %s", rpc, call.caller, code.name, error)
+            if not isinstance(error, Busy) or call.tells():
+                log.info("%s of %s: %s: %s", rpc, call.caller, code.name, error)
             await context.abort(code, " ".join(str(error).split()), error_metadata(error))
         except grpc.aio.AbortError:
             raise
@@ -130,32 +136,28 @@ class Gate(grpc.aio.ServerInterceptor):
             await context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says how")
         finally:
             call.record()
+            call.charge()
 
 
 class _Call:
     """One call's bytes, and whose they are."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        rpc: str,
-        handler: Handler,
-        context: Context,
-        certified: bool,
-        admission: Admission,
-    ) -> None:
-        self._engine = engine
-        self._admission = admission
+    def __init__(self, gate: Gate, rpc: str, handler: Handler, context: Context) -> None:
+        self._engine = engine = gate.engine
+        self._admission = gate.admission
+        self._limits = gate.limits
         self._rpc = rpc
         self._handler = handler
         self._session = session_of(context.invocation_metadata())
         self._token = token_of(context.invocation_metadata())
-        self._certificate = _names(context) if certified else None
+        self._certificate = _names(context) if gate.certified else None
         self._round = engine.rounds.round
         self._peer = peer_address(context.peer())
         self._meter = Meter()
         METER.set(self._meter)
+        self._host = self._peer.rpartition(":")[0]
         self.client = ""
+        self.useful = False
 
     @property
     def caller(self) -> str:
@@ -166,8 +168,10 @@ class _Call:
         """Check the session, and that it belongs to the certificate's bearer.
 
         Raises:
-            SessionUnknown, IdentityMismatch, NotAdmitted: as they say.
+            SessionUnknown, IdentityMismatch, NotAdmitted, Busy: as they say.
         """
+        now = time.monotonic()
+        self._limits.call(self._rpc, self._host, now)
         if self._rpc in _WITHOUT_SESSION:
             return
         try:
@@ -177,6 +181,7 @@ class _Call:
                 raise
         else:
             self._check_identity()
+            self._limits.session(self.client, now)
 
     def received(self, raw: bytes) -> Any:
         """Meter and parse a request; each one renews the lease.
@@ -197,12 +202,16 @@ class _Call:
             self.client = message.client_name
             self._check_identity()
             self._admission.check_token(self.client, self._token)
+            if message.HasField("fingerprint") and not self._proves_names():
+                self._limits.enrol(self._host, self._engine.knows)
         elif self.client and self._handler.request_streaming:
             self._engine.renew(self._session)
         return message
 
     def sent(self, message: Any) -> bytes:
         """Serialise and meter a response."""
+        if self._rpc == "Join" and message.session:
+            self._limits.opened(self._host, message.session)
         if self._rpc == "GetStatus" and not self._may_know_names():
             for client in message.clients:
                 client.name = ""
@@ -213,7 +222,7 @@ class _Call:
     def record(self) -> None:
         """Hand the sums to the recorder, but for an update that the journal has."""
         # A poll belongs to the round that it ends in: it may be what started it.
-        summed = self._rpc in _SUMMED
+        summed = self._rpc in _SUMMED or not self.client
         round_ = self._engine.rounds.round if summed else self._round
         directions: tuple[Direction, ...] = ("up", "down")
         for direction in directions[self._meter.journalled :]:
@@ -228,6 +237,23 @@ class _Call:
                     summed=summed,
                 )
             )
+
+    def tells(self) -> bool:
+        """Whether the log is to have a line of this refusal, too."""
+        return self._limits.tells(self._host, time.monotonic())
+
+    def charge(self) -> None:
+        """Set what this call took against the budget of its client, or of its address."""
+        now = time.monotonic()
+        if not self.useful:
+            in_session = self.client and self._rpc != "Join"
+            client = self.client if in_session else ""
+            self._limits.wasted(self._host, client, self._meter.message["up"], now)
+        if self._rpc == "FetchState" and self.client:
+            self._limits.fetched(self.client, self._round, self._meter.message["down"], now)
+
+    def _proves_names(self) -> bool:
+        return self._certificate is not None or self._admission.asks_tokens
 
     def _count(self, direction: Direction, message: Any, size: int) -> None:
         # Updates and states are the two streams of this service: a header, then data.

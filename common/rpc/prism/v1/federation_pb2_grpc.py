@@ -87,6 +87,9 @@ class FederationServicer(object):
         mechanism that the run requires; clients that are
         here hold all data partitions
         ALREADY_EXISTS       [AlreadyExists] another live instance holds this name
+        RESOURCE_EXHAUSTED   [Busy] too many joins, or sessions, of this address: the
+        trailing metadata "prism-retry-seconds" says when to
+        come again
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

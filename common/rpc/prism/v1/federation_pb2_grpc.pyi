@@ -239,6 +239,9 @@ class FederationStub(typing.Generic[_FederationJoinType, _FederationAwaitRoundTy
                            mechanism that the run requires; clients that are
                            here hold all data partitions
       ALREADY_EXISTS       [AlreadyExists] another live instance holds this name
+      RESOURCE_EXHAUSTED   [Busy] too many joins, or sessions, of this address: the
+                           trailing metadata "prism-retry-seconds" says when to
+                           come again
     """
 
     AwaitRound: _FederationAwaitRoundType
@@ -343,6 +346,9 @@ class FederationServicer(metaclass=abc.ABCMeta):
                                mechanism that the run requires; clients that are
                                here hold all data partitions
           ALREADY_EXISTS       [AlreadyExists] another live instance holds this name
+          RESOURCE_EXHAUSTED   [Busy] too many joins, or sessions, of this address: the
+                               trailing metadata "prism-retry-seconds" says when to
+                               come again
         """
 
     @abc.abstractmethod

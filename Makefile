@@ -12,7 +12,7 @@ GENERATE = PYTHONWARNINGS=ignore PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" $(PRO
   --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
   common/rpc/$(PROTO)
 
-.PHONY: setup run run-mnist run-cifar10 test test-slow audit reproduce docs check check-proto proto format clean
+.PHONY: setup run run-mnist run-cifar10 test test-slow test-faults audit reproduce docs check check-proto proto format clean
 
 setup: $(READY)
 
@@ -36,6 +36,11 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+# Kills at random instants: 200 of the server and 50 of clients, unless said otherwise.
+test-faults: $(READY)
+	PRISM_KILLS=$(or $(KILLS),200) PRISM_CLIENT_KILLS=$(or $(CLIENT_KILLS),50) \
+	  $(BIN)/pytest -n 0 tests/test_faults.py
 
 audit: $(READY)
 	$(BIN)/python -m benchmarks.audit

@@ -10,7 +10,8 @@ import asyncio
 import json
 import multiprocessing
 import random
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -19,9 +20,19 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import torch
 from support import NAMES, RawClient
 
+from client import transport as transport_module
+from client.local_data import PartitionChoice, PrivateData
+from client.loop import Client
+from client.messages import Security
+from client.privacy_guard import Guard
+from client.store import ClientStore
+from client.transport import Transport
+from common.address import Address
 from common.config import RunConfig, parse_config
+from common.wire import chunks
 from server.app import serve
 from server.journal import Journal
 
@@ -154,6 +165,66 @@ class Federation:
 async def _end_of(process: BaseProcess) -> int | None:
     await asyncio.to_thread(process.join)
     return process.exitcode
+
+
+async def killed_in_mid_upload(
+    config: RunConfig, address: str, states: Path, name: str, index: int, seed: int, kills: int
+) -> int:
+    """A client of digits to the end of the run, killed so many times; how often it was.
+
+    Each process sends the first update of its life whole, which the one before it was killed over,
+    and the next as far as the seed says.
+    """
+    draw, killed = random.Random(seed), 0
+    while True:
+        ours, theirs = _PROCESSES.Pipe(duplex=False)
+        share = draw.random() if killed < kills else None
+        place = PartitionChoice(index, config.data.clients)
+        words = (address, str(states / name), name, place, share, killed > 0, theirs)
+        process = _PROCESSES.Process(target=client_process, args=words, daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            # The process says so when it has sent its share, and nothing if it ends.
+            await asyncio.to_thread(ours.recv)
+            killed += 1
+        except EOFError:
+            await asyncio.to_thread(process.join)
+            assert process.exitcode == 0, f"{name} failed by itself"
+            return killed
+        finally:
+            process.kill()
+            await asyncio.to_thread(process.join)
+            ours.close()
+
+
+def client_process(
+    address: str,
+    state: str,
+    name: str,
+    place: PartitionChoice,
+    share: float | None,
+    again: bool,
+    stuck: Connection,
+) -> None:
+    """One client; with a share, it gets stuck when it has sent that much of an update."""
+    to_send = [1.0] * again
+
+    def some(payload: bytes) -> Iterator[bytes]:
+        part = to_send.pop() if to_send else share
+        if part is None or part == 1:
+            yield from chunks(payload)
+            return
+        yield payload[: int(part * len(payload))]
+        stuck.send(name)
+        threading.Event().wait()
+
+    transport_module.chunks = some  # type: ignore[attr-defined]
+    torch.set_num_threads(1)
+    transport = Transport(Address.parse(address), Security())
+    data = PrivateData("digits", None, place, torch.device("cpu"), None)
+    store = ClientStore(Path(state), name)
+    Client(transport, data, store, Guard(store.directory), 60.0).run()
 
 
 def left(out: Path, config: RunConfig) -> dict[str, Any]:

@@ -144,6 +144,11 @@ class Client:
 
     def _take_part(self, assignment: Assignment) -> None:
         t = assignment.round
+        if t >= self._config.rounds:
+            # The run was extended, and what was agreed to was a shorter one.
+            self._config, _ = self._learn_run()
+            if t >= self._config.rounds:
+                raise ProtocolError(f"round {t} of a run of {self._config.rounds} rounds")
         try:
             state = self._call(lambda: self._fetch(assignment))
             made = self._made

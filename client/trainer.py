@@ -140,7 +140,7 @@ class Trainer(ABC):
         if train.moving_average_start == "uniform" and not self._averages.moved:
             self._averages.scatter(self._stream("moving-average-start", client))
         for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate(train, state.round, self._config.rounds)
+            group["lr"] = learning_rate(train, state.round, self._config.schedule_length)
         with torch.no_grad():
             self._trained.copy_(torch.from_numpy(self._start(state)))
 
@@ -251,7 +251,7 @@ class PrismTrainer(Trainer):
         self._spread = 1.0
 
     def _start(self, state: GlobalState) -> NDArray[np.float32]:
-        self._spread = draw_spread(self._config.train, state.round, self._config.rounds)
+        self._spread = draw_spread(self._config.train, state.round, self._config.schedule_length)
         return state.scores.astype(np.float32) / np.float32(SCORE_UNIT)
 
     def _effective_weights(self, noise: torch.Generator) -> Tensor:
@@ -283,4 +283,5 @@ def learning_rate(train: TrainConfig, round_: int, rounds: int) -> float:
 
 
 def _progress(round_: int, rounds: int) -> float:
-    return round_ / max(rounds - 1, 1)
+    """How far a schedule over so many rounds is in this one; 1 once it has ended."""
+    return min(1.0, round_ / max(rounds - 1, 1))

@@ -47,7 +47,10 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Of everything that is random and shared: weights, scores, partitions, cohorts."""
     rounds: Positive = 40
-    """Rounds after which the run is finished."""
+    """Rounds after which the run is finished; more of them extend a run, finished or not."""
+    schedule_rounds: Positive | None = None
+    """Rounds over which the learning rate, annealing and sharpening take their course; after them
+    all three stay as they ended. By default `rounds`, as it is when the run begins."""
     method: Literal["prism", "fedpm", "fedavg"] = "prism"
     """What is trained: masks as in PRISM, masks as in FedPM, or weights."""
     alpha: Share = 0.0
@@ -133,6 +136,11 @@ class RunConfig(Section):
         return self.model.channels or 1
 
     @property
+    def schedule_length(self) -> int:
+        """Rounds that the schedules take, resolved."""
+        return self.schedule_rounds or self.rounds
+
+    @property
     def min_clients(self) -> int:
         """Live clients before a round opens, resolved."""
         return self.round.min_clients or self.data.clients
@@ -148,7 +156,8 @@ class RunConfig(Section):
         Raises:
             ConfigError: it is another run; naming the keys that differ, with both values.
         """
-        ours, theirs = dict(flat(self._identity())), dict(flat(held._identity()))
+        mine = self.taking_up(held)._identity()
+        ours, theirs = dict(flat(mine)), dict(flat(held._identity()))
         differing = [
             f"{key} = {_shown(theirs.get(key))} there, {_shown(ours.get(key))} here"
             for key in ours | theirs
@@ -164,7 +173,18 @@ class RunConfig(Section):
 
     def _identity(self) -> dict[str, Any]:
         """All that makes this run another than its like, for JSON."""
-        return self.model_dump(mode="json", exclude=OPERATIONAL)
+        dumped = self.model_dump(mode="json", exclude=OPERATIONAL)
+        return {**dumped, "schedule_rounds": self.schedule_length}
+
+    def taking_up(self, held: RunConfig) -> RunConfig:
+        """This config, for a directory that holds a run: an extended one keeps its schedules.
+
+        Args:
+            held: the config that the run has had so far.
+        """
+        if self.schedule_rounds is None and self.rounds != held.schedule_length:
+            return self.model_copy(update={"schedule_rounds": held.schedule_length})
+        return self
 
     def changes_since(self, held: RunConfig) -> dict[str, tuple[Any, Any]]:
         """Keys, with dots, that an earlier config has otherwise: what they were, and are."""

@@ -208,8 +208,10 @@ class OutputConfig(Section):
 
 
 OPERATIONAL: Final[Mapping[str, set[str] | bool]] = {
+    "rounds": True,
+    "schedule_rounds": True,
     "round": True,
     "output": {"sample_every", "evaluate_every"},
 }
 """Sections and keys that are no part of a run's identity: whatever they say, the same updates make
-the same states and the same model."""
+the same states. How long the schedules are is part of it, however that comes about."""

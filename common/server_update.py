@@ -131,6 +131,8 @@ def advance(
 def sharpened(config: RunConfig, state: GlobalState) -> GlobalState:
     """The state with its scores grown by a round's share of the run's sharpening.
 
+    None is left once the run's schedules have ended.
+
     Feature matching sees the mean over the masks that training samples, so nothing in it asks a
     single mask to be good. Growth makes late masks sure of themselves, without a bit on the
     wire. It takes no score beyond that of the largest theta that an estimate may have.
@@ -140,9 +142,10 @@ def sharpened(config: RunConfig, state: GlobalState) -> GlobalState:
         state: what the round made; `round` is that of the state, from 1.
     """
     # Growth by less than half a unit would be lost in rounding, so a long run takes fewer steps.
-    steps = min(config.rounds, _MOST_STEPS)
-    due = state.round * steps // config.rounds > (state.round - 1) * steps // config.rounds
-    if config.sharpening == 1 or not due:
+    rounds = config.schedule_length
+    steps = min(rounds, _MOST_STEPS)
+    due = state.round * steps // rounds > (state.round - 1) * steps // rounds
+    if config.sharpening == 1 or not due or state.round > rounds:
         return state
     size = np.abs(state.scores.astype(np.int64))
     factor = growth_factor(config.sharpening, steps)

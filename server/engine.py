@@ -37,6 +37,7 @@ from server.events import (
     Wait,
 )
 from server.intake import Intake
+from server.journal import taken_up
 from server.members import Members, Parted, PartitionGiven
 from server.metrics import Metrics
 from server.progress import Progress
@@ -70,7 +71,7 @@ class Engine:
     def __init__(
         self, config: RunConfig, out: Path, evaluated: EvaluationOptions = NO_EVALUATION
     ) -> None:
-        self.config = config
+        self.config = config = taken_up(config, out)
         # Before the directory is this run's: what can fail is tried first.
         images = evaluated.open(config)
         self.fingerprint = Fingerprint.of(config)

@@ -68,6 +68,7 @@ class Journal:
 
         Raises:
             StorageError: something that was acknowledged cannot be read back.
+            ConfigError: more rounds are closed than the config has.
         """
         found = self._read_checkpoint()
         path = self._log_path(found.round)
@@ -85,6 +86,11 @@ class Journal:
             self._drop_other_logs(path)
         else:
             self._start_log(found.round)
+        if found.round > self._config.rounds:
+            raise ConfigError(
+                f"{self._directory.parent} has closed {found.round} rounds already: ask for "
+                f"rounds={found.round}, or more to extend it"
+            )
         self._partitions, self._changes = dict(found.partitions), found.changes
         self._note_changes(found)
         return found
@@ -217,6 +223,12 @@ class Journal:
                 "with that version, or choose another --out"
             )
         return found
+
+
+def taken_up(config: RunConfig, out: Path) -> RunConfig:
+    """The config as it goes on in a directory, whatever run that holds; see `taking_up`."""
+    held = out / "config.toml"
+    return config.taking_up(load_config(held)) if held.exists() else config
 
 
 def _claim(out: Path, config: RunConfig, lock: IO[str]) -> dict[str, tuple[Any, Any]]:

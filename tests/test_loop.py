@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support_client import CONFIG, Clock, ScriptedServer, process, take_part
 
-from client.messages import Wait
+from client.messages import Assignment, Finished, Wait
 from client.trainer import LocalResult, Trainer
 from common.codecs import ERROR_FEEDBACK, KEYFRAME
 from common.downlink import StateStep
@@ -43,6 +43,27 @@ def test_a_whole_run_in_the_order_of_the_protocol(clock: Clock, trained: list[in
     for round_, update in enumerate(server.submitted):
         assert update.assignment.round == round_
         assert update.report.loss is not None and np.isfinite(update.report.loss)
+
+
+def test_a_run_that_was_extended_is_agreed_to_again() -> None:
+    short = CONFIG.model_copy(update={"rounds": 2, "schedule_rounds": 4})
+
+    class Extended(ScriptedServer):
+        def await_round(self) -> Assignment | Wait | Finished:
+            outcome = super().await_round()
+            if outcome == Assignment(2, self.broadcast.digest, *self.place):
+                self.config = short.model_copy(update={"rounds": longer})
+            return outcome
+
+    for longer, submitted in ((4, 4), (2, 2)):
+        server = Extended(short, [0, 1, 2, 3])
+        if longer == 2:
+            with pytest.raises(ProtocolError, match="round 2 of a run of 2 rounds"):
+                take_part(server)
+        else:
+            take_part(server)
+            assert server.joins == [None, server.fingerprint, None]
+        assert len(server.submitted) == submitted
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from common.address import Address, check_listen, check_security
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
 from common.files import write_atomically
+from common.open_files import allow_connections
 from common.rpc.prism.v1.federation_pb2_grpc import add_FederationServicer_to_server
 from common.wire import SERVICE
 from server.admission import Admission
@@ -45,6 +46,8 @@ _OPTIONS: Final = (
     ("grpc.max_send_message_length", 1 << 20),
     # Two servers on one port would each get some of the clients.
     ("grpc.so_reuseport", 0),
+    # A client needs a poll, a heartbeat and a stream or two; what is over waits on its side.
+    ("grpc.max_concurrent_streams", 100),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -106,6 +109,7 @@ async def serve(
         )
     # The directory is this run's once the engine is made, so what can fail is tried before.
     check_listen(address)
+    allow_connections(config.data.clients)
     try:
         engine = Engine(config, out, evaluated)
     except OSError as error:

@@ -18,6 +18,8 @@ GRPC = {
     "server/interceptors.py",
     "server/app.py",
     "client/channel.py",
+    "benchmarks/scale/load.py",
+    "benchmarks/scale/sink.py",
 }
 MESSAGES = {*GRPC, "server/encoded.py", "client/transport.py", "common/wire.py"}
 """What may use the contract's messages, besides the codec registry."""

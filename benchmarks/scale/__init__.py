@@ -1,0 +1,1 @@
+"""How many clients one server serves: `python -m benchmarks.scale`."""

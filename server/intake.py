@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
-from common.errors import Busy, PrismError, ProtocolError
+from common.errors import Busy, PrismError, TransportError
 from server.background import Background
 from server.events import Claimed, Ticket
 from server.rounds import Rounds
@@ -85,6 +85,7 @@ class Intake:
         self._work = work
         self._budget = Budget(BYTES)
         self._streams: Counter[str] = Counter()
+        self._open = 0
         self._reading: dict[Ticket, asyncio.Timeout] = {}
         self._newest: dict[str, Ticket] = {}
 
@@ -97,13 +98,15 @@ class Intake:
         """
         if self._streams[session] >= STREAMS_PER_CLIENT:
             raise Busy(f"{STREAMS_PER_CLIENT} streams of this client are open", RETRY_SECONDS)
-        if self._streams.total() >= STREAMS:
+        if self._open >= STREAMS:
             raise Busy(f"{STREAMS} streams are open: the server is busy", RETRY_SECONDS)
         self._streams[session] += 1
+        self._open += 1
         try:
             yield
         finally:
             self._streams[session] -= 1
+            self._open -= 1
             if not self._streams[session]:
                 del self._streams[session]
 
@@ -136,13 +139,15 @@ class Intake:
             return
         self.end(claimed.name)
         self._newest[claimed.name] = claimed
-        held = 0
+        held, upload = 0, Upload(claimed, session, sizes, self._rounds.check)
         try:
             busy = Busy("too many updates are on their way in: try again", RETRY_SECONDS)
             async with self._while_wanted(claimed, session, TURN_SECONDS, busy):
                 held = await self._budget.take(sum(sizes))
-            yield Upload(claimed, session, sizes, self._rounds.check)
+            yield upload
         finally:
+            # The traceback of an error would hold it until the next collection of garbage.
+            upload.drop()
             self._budget.give(held)
             self._rounds.release(claimed)
             if self._newest.get(claimed.name) == claimed:
@@ -152,12 +157,12 @@ class Intake:
         """Take in the payload of an update, piece by piece.
 
         Raises:
-            ProtocolError: it takes too long.
+            TransportError: it takes too long.
             PrismError: as `Upload.add` and `Rounds.check` say.
         """
-        slow = ProtocolError(
-            f"no bytes for {IDLE_SECONDS:.0f} s, or not all within {UPLOAD_SECONDS:.0f} s: "
-            "send the update again"
+        slow = TransportError(
+            f"no bytes of the update for {IDLE_SECONDS:.0f} s, or not all within "
+            f"{UPLOAD_SECONDS:.0f} s: send it again"
         )
         loop = asyncio.get_running_loop()
         until = loop.time() + UPLOAD_SECONDS

@@ -14,7 +14,13 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from common import PROTOCOL_VERSION
-from common.errors import PayloadError, PayloadTooLarge, ProtocolError, RunMismatch
+from common.errors import (
+    PayloadError,
+    PayloadTooLarge,
+    ProtocolError,
+    RunMismatch,
+    TransportError,
+)
 from common.layout import codec_of, update_layout
 from common.report import Report
 from common.rpc.prism.v1 import federation_pb2 as pb
@@ -239,12 +245,12 @@ class FederationService(FederationServicer):
 
 
 async def _header(messages: AsyncIterator[pb.UpdateChunk]) -> pb.UpdateHeader:
-    """The first message of an update; raises PayloadError."""
+    """The first message of an update; raises PayloadError and TransportError."""
     try:
         async with asyncio.timeout(IDLE_SECONDS):
             first = await anext(messages, None)
     except TimeoutError:
-        raise PayloadError(f"no header within {IDLE_SECONDS:.0f} s") from None
+        raise TransportError(f"no header of an update for {IDLE_SECONDS:.0f} s") from None
     if first is None or first.WhichOneof("part") != "header":
         raise PayloadError("an update begins with its header")
     return first.header

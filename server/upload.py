@@ -69,3 +69,7 @@ class Upload:
         payload, self._payload = bytes(self._payload), bytearray()
         name, digest = self.ticket.name, self.ticket.digest
         return StoredUpdate(name, digest, self.sizes, report, payload, message_bytes, utc_now())
+
+    def drop(self) -> None:
+        """Let go of what has come, whoever still holds this upload."""
+        self._payload = bytearray()

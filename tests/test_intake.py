@@ -108,8 +108,8 @@ def test_a_silent_upload_ends_and_may_be_sent_again(
     async def main() -> None:
         async with federation(tmp_path) as (ann, *_):
             assignment = await ann.assignment()
-            error = await refused(await begun(ann, assignment), CODE.INVALID_ARGUMENT)
-            assert "send the update again" in (error.details() or "")
+            error = await refused(await begun(ann, assignment), CODE.UNAVAILABLE)
+            assert "send it again" in (error.details() or "")
             assert not (await ann.submit(assignment)).duplicate
 
     asyncio.run(main())
@@ -120,9 +120,7 @@ def test_a_stream_without_a_header_ends(tmp_path: Path, monkeypatch: pytest.Monk
 
     async def main() -> None:
         async with federation(tmp_path) as (ann, *_):
-            error = await refused(
-                ann.stub.SubmitUpdate(metadata=ann.metadata), CODE.INVALID_ARGUMENT
-            )
+            error = await refused(ann.stub.SubmitUpdate(metadata=ann.metadata), CODE.UNAVAILABLE)
             assert "no header" in (error.details() or "")
 
     asyncio.run(main())

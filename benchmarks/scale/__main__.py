@@ -47,8 +47,8 @@ def measure(clients: int, rounds: int, processes: int, width: int = 16) -> dict[
         words = ("-m", "server", config, "--bind", "127.0.0.1:0", "--out", out)
         with serving(words, out / "address", out / "metrics.jsonl") as server:
             seconds = drive("run", server, config, clients, rounds, processes)
-        words = ("-m", "benchmarks.scale.sink", folder / "address")
-        with serving(words, folder / "address") as sink:
+        listening = folder / "address"
+        with serving(("-m", "benchmarks.scale.sink", listening), listening) as sink:
             bare = drive("sink", sink, config, clients, rounds, processes)
         lines = (out / "metrics.jsonl").read_text().splitlines()
         complete = sum(json.loads(line)["clients"] == clients for line in lines)

@@ -103,6 +103,7 @@ def serving(
         process.terminate()
         process.wait()
         reader.join()
+        process.stderr.close()
 
 
 def drive(
@@ -131,6 +132,8 @@ def drive(
         for process in running:
             process.kill()
             process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
     return dict(seconds)
 
 

@@ -25,7 +25,7 @@ async def swallow(messages: AsyncIterator[bytes], context: Any) -> bytes:  # noq
 async def main(address: Path) -> None:
     """Serve on a free loopback port, which is written to a file, until the process is ended."""
     server = grpc.aio.server()
-    handler: Any = grpc.stream_unary_rpc_method_handler(swallow)  # type: ignore[arg-type]
+    handler: Any = grpc.stream_unary_rpc_method_handler(swallow)
     handlers = {"SubmitUpdate": handler}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")

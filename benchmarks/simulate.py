@@ -13,8 +13,9 @@ would if the noise were the same. One JSON line per evaluation.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,9 +40,12 @@ from common.model.sampler import Sampler
 from common.server_update import hamming
 from common.state import GlobalState, Values, entropy_bits, sigma
 from common.theory import MaskBits, figures
+from server.aggregate import Contribution
 from server.average import ModelSource, StateAverage
 from server.broadcast import Broadcast
+from server.figures import table
 from server.methods import make_aggregator
+from server.trim import left_out
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class SimulatedRound:
         lam: MADA's lambda.
         hamming: share of positions in which a mask of this state differs from one of the last,
             as in the paper's figure; None where the method has no masks.
+        clients: what the server measured of each update, by name, as in metrics.jsonl.
         up_bytes: payload bytes of all clients.
         down_bytes: payload bytes that bring one client from the last state to this one.
         seconds: of the round.
@@ -67,13 +72,18 @@ class SimulatedRound:
     source: ModelSource
     lam: float | None
     hamming: float | None
+    clients: dict[str, dict[str, Any]]
     up_bytes: int
     down_bytes: int
     seconds: float
 
 
 def simulate(
-    config: RunConfig, encoder: FeatureEncoder, moments: Sequence[Moments], device: torch.device
+    config: RunConfig,
+    encoder: FeatureEncoder,
+    moments: Sequence[Moments],
+    device: torch.device,
+    encode: Callable[..., tuple[bytes, ...]] = encode_update,
 ) -> Iterator[SimulatedRound]:
     """Run all rounds with one trainer per client, one after another.
 
@@ -82,6 +92,7 @@ def simulate(
         encoder: the frozen encoder that the clients share, on the device.
         moments: each client's real moments, on the device.
         device: where to train.
+        encode: what makes an update, with the arguments of `encode_update`.
 
     Raises:
         ConfigError: the config asks for a share of the clients.
@@ -98,17 +109,16 @@ def simulate(
     trainers = [(name, made[name]) for name in sorted(made)]
     broadcast = Broadcast(config, initial_state(config))
     average = StateAverage(config, broadcast.state)
-    taught = {label for trainer in made.values() for label in trainer.classes}
-    cells = {name: trainer.cells for name, trainer in made.items()}
     for _ in range(config.rounds):
         started = time.monotonic()
         state = broadcast.state
         aggregator = make_aggregator(config, state, len(trainers))
         up_bytes, locals_ = 0, []
+        updates: dict[str, Contribution] = {}
         for rank, (name, trainer) in enumerate(trainers):
             values = noisy_values(config.privacy, state, trainer.train(state, name).values)
             locals_.append(values)
-            payloads = encode_update(
+            payloads = encode(
                 config,
                 state,
                 values,
@@ -117,8 +127,16 @@ def simulate(
                 client=name,
             )
             up_bytes += sum(len(payload) for payload in payloads)
-            aggregator.fold(aggregator.decode(payloads, rank))
+            updates[name] = aggregator.decode(payloads, rank)
+            aggregator.fold(updates[name])
+        figures = {name: update.figures for name, update in updates.items()}
+        far = left_out(config, figures)
+        for name in far:
+            aggregator.unfold(updates[name])
         closed = aggregator.close()
+        counted = {name: made[name] for name in made if name not in far}
+        taught = {label for trainer in counted.values() for label in trainer.classes}
+        cells = {name: trainer.cells for name, trainer in counted.items()}
         held = (state.round, broadcast.digest)
         last, state = state, broadcast.publish(closed)
         average.add(state, taught, cells)
@@ -133,6 +151,7 @@ def simulate(
             source=average.source,
             lam=closed.lam,
             hamming=apart,
+            clients=table(figures, far),
             up_bytes=up_bytes,
             down_bytes=down_bytes,
             seconds=seconds,

@@ -57,6 +57,8 @@ class RunConfig(Section):
     """Share of the masked layers, counted from the last, that upload scores (PRISM-alpha)."""
     sharpening: Annotated[float, Field(ge=1, le=1000)] = 10.0
     """Factor by which the scores grow over the whole run by themselves, on both sides alike."""
+    robust: Literal["none", "trim"] = "none"
+    """Of "trim", updates that lie far from the others do not count; see docs/operations.md."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     encoder: EncoderConfig = EncoderConfig()

@@ -1,8 +1,9 @@
 """Folding updates into the next state: streaming mask means, and MADA.
 
-An update is decoded once, folded, and forgotten; no list of masks is kept. All arithmetic is
-in integers and does not depend on the order of arrival. Other methods are in files of their
-own, which `server.methods` lists.
+An update is decoded once, folded, and forgotten; no list of masks is kept. One that is left out
+when the round closes is decoded again and taken back. All arithmetic is in integers and does not
+depend on the order of arrival. Other methods are in files of their own, which `server.methods`
+lists.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from common.codecs import mask_codec, score_codec
 from common.config import RunConfig
 from common.layout import mask_context, update_layout
-from common.masks import Mask
+from common.masks import Mask, pack
 from common.server_update import (
     RoundCounts,
     advance,
@@ -27,6 +28,7 @@ from common.server_update import (
 )
 from common.state import LAMBDA_ONE, GlobalState, Scores
 from server.counters import MaskCounter
+from server.figures import Distance, Figures
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class Closed:
 class Contribution(Protocol):
     """One decoded update, ready to fold. Opaque to everyone but its aggregator."""
 
+    @property
+    def figures(self) -> Figures:
+        """What was measured of it."""
+
 
 class Aggregator(Protocol):
     """One round of one method. `decode` is pure and may run in any thread."""
@@ -77,6 +83,9 @@ class Aggregator(Protocol):
     def fold(self, contribution: Contribution) -> None:
         """Add one contribution; the order does not matter."""
 
+    def unfold(self, contribution: Contribution) -> None:
+        """Take back one contribution that was folded."""
+
     def close(self) -> Closed:
         """The next state from what was folded; at least one contribution."""
 
@@ -88,6 +97,12 @@ class MaskContribution:
     mask: Mask | None
     reference: Mask | None
     scores: Scores | None
+    figures: Figures
+
+
+def state_mask(state: GlobalState, count: int) -> Mask:
+    """The first so many bits of [theta > 1/2], the mask that the state stands for."""
+    return pack(state.scores[:count] > 0)
 
 
 class PrismAggregator:
@@ -101,12 +116,14 @@ class PrismAggregator:
         masked = masked_count(config)
         self._ones = MaskCounter(masked)
         self._reference_ones = MaskCounter(masked)
+        self._expected = state_mask(state, masked)
         self._score_sum = np.zeros(state.dimension - masked, dtype=np.int64)
         self._clients = 0
 
     def decode(self, payloads: Sequence[bytes], rank: int) -> MaskContribution:
         """See `Aggregator.decode`; one payload per segment of the layout, in order."""
         mask = reference = scores = None
+        others: tuple[Distance, ...] = ()
         for segment, payload in zip(self._layout, payloads, strict=True):
             if segment.kind == "mask":
                 codec = mask_codec(segment.codec)
@@ -115,7 +132,11 @@ class PrismAggregator:
                 reference = codec.reference(context)
             else:
                 scores = score_codec(segment.codec).decode(payload, segment.count)
-        return MaskContribution(mask, reference, scores)
+                moved = scores.astype(np.int64) - self._state.scores[segment.slice]
+                others = (Distance("score", int(np.abs(moved).sum()), segment.count),)
+        like, shared = (self._expected, False) if reference is None else (reference, True)
+        figures = Figures.of(mask, like, *others, shared=shared)
+        return MaskContribution(mask, reference, scores, figures)
 
     def fold(self, contribution: Contribution) -> None:
         """See `Aggregator.fold`."""
@@ -127,6 +148,17 @@ class PrismAggregator:
         if contribution.scores is not None:
             self._score_sum += contribution.scores
         self._clients += 1
+
+    def unfold(self, contribution: Contribution) -> None:
+        """See `Aggregator.unfold`."""
+        assert isinstance(contribution, MaskContribution)  # noqa: S101 - narrows the type
+        if contribution.mask is not None:
+            self._ones.remove(contribution.mask)
+        if contribution.reference is not None:
+            self._reference_ones.remove(contribution.reference)
+        if contribution.scores is not None:
+            self._score_sum -= contribution.scores
+        self._clients -= 1
 
     def close(self) -> Closed:
         """See `Aggregator.close`."""

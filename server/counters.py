@@ -37,6 +37,20 @@ class MaskCounter:
         self._add_plane(mask.copy(), level=0)
         self.masks += 1
 
+    def remove(self, mask: Mask) -> None:
+        """Take back one mask that was added.
+
+        Raises:
+            ValueError: the mask has another length.
+        """
+        if len(mask) != self.count:
+            raise ValueError(f"a mask of {len(mask)} bits to a counter of {self.count}")
+        borrow = mask.copy()
+        for plane in self._planes:
+            plane ^= borrow
+            borrow &= plane
+        self.masks -= 1
+
     def merge(self, other: MaskCounter) -> None:
         """Add everything that another counter of the same n has counted.
 

@@ -36,6 +36,7 @@ from server.events import (
     Opened,
     Wait,
 )
+from server.figures import named
 from server.intake import Intake
 from server.journal import taken_up
 from server.members import Members, Parted, PartitionGiven
@@ -109,7 +110,7 @@ class Engine:
             self._attempt = Attempt(self.config, self.broadcast.state, len(found.cohort), now)
             for update in found.updates.values():
                 rank = found.cohort.index(update.client)
-                self._attempt.fold(self._attempt.decode(update, rank), update)
+                self._attempt.fold(self._attempt.decode(update, rank), update, rank)
             digests = {name: update.digest for name, update in found.updates.items()}
             self._interrupted = (
                 found.attempt,
@@ -197,8 +198,9 @@ class Engine:
             PayloadError: the payload is not what its header declares, or does not decode.
             WrongRound, AlreadyExists: as in `Rounds.check`.
         """
-        ticket, update = upload.ticket, upload.whole(report, meter.message["up"])
-        attempt = self._current_attempt()
+        ticket, attempt = upload.ticket, self._current_attempt()
+        seconds = attempt.age(time.monotonic())
+        update = upload.whole(report, meter.message["up"], seconds)
         contribution = await asyncio.to_thread(attempt.decode, update, ticket.rank)
         # The attempt is the ticket's: another one would make this raise.
         self.rounds.store(ticket)
@@ -206,7 +208,7 @@ class Engine:
 
         def store() -> None:
             self._storage.store(ticket.round, ticket.attempt, update)
-            attempt.fold(contribution, update)
+            attempt.fold(contribution, update, ticket.rank)
 
         async def commit() -> None:
             await durable(self._work.write(store))
@@ -312,19 +314,16 @@ class Engine:
         """Aggregate, broadcast, average, checkpoint; then tell the machine."""
         attempt = self._current_attempt()
         # The writer thread folds, so it is where everything is known to be folded.
-        closed = await self._work.write(attempt.close)
+        closed = await self._work.write(attempt.close, self._storage.journal.updates)
         state, source, metrics = await asyncio.to_thread(self._publish, attempt, closed)
         arrays = {**self.broadcast.snapshot(), **self._average.snapshot()}
         point = Checkpoint(state, self.live(), metrics.line(), arrays)
         await self._work.write(self._storage.checkpoint, point)
         self.recorder.closed(metrics, source)
-        log.info(
-            "round %d: %d updates, lambda %s, %.1f s",
-            metrics.round,
-            metrics.clients,
-            "-" if metrics.lam is None else f"{metrics.lam:.4f}",
-            metrics.seconds,
-        )
+        log.info("%s", metrics.describe())
+        if metrics.left_out:
+            told = named(metrics.updates, metrics.left_out)
+            log.warning("round %d: left out, far from the others: %s", metrics.round, told)
         await self._apply(self.rounds.aggregated(time.monotonic()))
 
     def _publish(

@@ -12,8 +12,9 @@ from common.layout import mask_context, update_layout
 from common.masks import Mask
 from common.server_update import RoundCounts, advance, estimate
 from common.state import LAMBDA_ONE, GlobalState
-from server.aggregate import Closed, Replay
+from server.aggregate import Closed, Contribution, MaskContribution, Replay, state_mask
 from server.counters import MaskCounter
+from server.figures import Figures
 
 
 class FedPMAggregator:
@@ -31,17 +32,23 @@ class FedPMAggregator:
         (self._segment,) = update_layout(config)
         self._codec = mask_codec(self._segment.codec)
         self._ones = MaskCounter(state.dimension)
+        self._expected = state_mask(state, state.dimension)
 
-    def decode(self, payloads: Sequence[bytes], rank: int) -> Mask:
+    def decode(self, payloads: Sequence[bytes], rank: int) -> MaskContribution:
         """See `Aggregator.decode`; one payload."""
         (payload,) = payloads
         context = mask_context(self._config, self._state, self._segment, rank, self._cohort_size)
-        return self._codec.decode(payload, context)
+        mask, reference = self._codec.decode(payload, context), self._codec.reference(context)
+        like, shared = (self._expected, False) if reference is None else (reference, True)
+        return MaskContribution(mask, None, None, Figures.of(mask, like, shared=shared))
 
-    def fold(self, contribution: object) -> None:
+    def fold(self, contribution: Contribution) -> None:
         """See `Aggregator.fold`."""
-        assert isinstance(contribution, Mask)  # noqa: S101 - narrows the type
-        self._ones.add(contribution)
+        self._ones.add(_mask_of(contribution))
+
+    def unfold(self, contribution: Contribution) -> None:
+        """See `Aggregator.unfold`."""
+        self._ones.remove(_mask_of(contribution))
 
     def close(self) -> Closed:
         """See `Aggregator.close`."""
@@ -50,3 +57,9 @@ class FedPMAggregator:
         target = estimate(self._config, self._state, counts)
         state = advance(self._config, self._state, counts, target, LAMBDA_ONE)
         return Closed(state, None, self._ones.masks, Replay(counts, LAMBDA_ONE))
+
+
+def _mask_of(contribution: Contribution) -> Mask:
+    assert isinstance(contribution, MaskContribution)  # noqa: S101 - narrows the type
+    assert contribution.mask is not None  # noqa: S101 - all of a FedPM update is a mask
+    return contribution.mask

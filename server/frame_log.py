@@ -58,14 +58,7 @@ class FrameLog:
         """
         data = path.read_bytes()
         marker = data[:MARKER_BYTES]
-        entries, end = [], MARKER_BYTES
-        while (body := _body_at(data, marker, end)) is not None:
-            line, _, payload = body.partition(b"\n")
-            try:
-                entries.append((json.loads(line), payload))
-            except ValueError as error:
-                raise StorageError(f"{path} holds an entry that is not JSON") from error
-            end += _HEAD_BYTES + len(body)
+        entries, end = _entries(path, data)
         later = (match.start() for match in re.finditer(re.escape(marker), data[end + 1 :]))
         if not entries or any(_body_at(data, marker, end + 1 + at) is not None for at in later):
             raise StorageError(f"{path} is damaged at byte {end}: restore it from a copy")
@@ -76,6 +69,20 @@ class FrameLog:
             os.fsync(file.fileno())
         file.seek(end)
         return cls(file, marker), entries
+
+    def read_back(self) -> list[Entry]:
+        """All entries so far, brought to the disk and read from there.
+
+        Raises:
+            StorageError: the disk does not hold what was written.
+        """
+        self.sync()
+        path = Path(self._file.name)
+        data = path.read_bytes()
+        entries, end = _entries(path, data)
+        if end != len(data):
+            raise StorageError(f"{path} is damaged at byte {end}: restore it from a copy")
+        return entries
 
     def append(self, entry: Mapping[str, Any], payload: bytes = b"") -> None:
         """Add an entry; it is on the disk once `sync` returns."""
@@ -99,6 +106,20 @@ def _frame(marker: bytes, entry: Mapping[str, Any], payload: bytes) -> bytes:
     body = json.dumps(entry).encode() + b"\n" + payload
     head = marker + _SIZES.pack(len(body), crc32(body))
     return head + crc32(head).to_bytes(4, "little") + body
+
+
+def _entries(path: Path, data: bytes) -> tuple[list[Entry], int]:
+    """The entries that a log begins with, and where they end."""
+    entries: list[Entry] = []
+    marker, end = data[:MARKER_BYTES], MARKER_BYTES
+    while (body := _body_at(data, marker, end)) is not None:
+        line, _, payload = body.partition(b"\n")
+        try:
+            entries.append((json.loads(line), payload))
+        except ValueError as error:
+            raise StorageError(f"{path} holds an entry that is not JSON") from error
+        end += _HEAD_BYTES + len(body)
+    return entries, end
 
 
 def _body_at(data: bytes, marker: bytes, offset: int) -> bytes | None:

@@ -117,8 +117,22 @@ class Journal:
             "cells": update.report.cells.content.hex(),
             "message_bytes": update.message_bytes,
             "time": update.time,
+            "seconds": update.seconds,
         }
         self._append(entry, update.payload)
+
+    def updates(self) -> Mapping[str, StoredUpdate]:
+        """The updates of the open attempt by name, read back from the disk.
+
+        Raises:
+            StorageError: they cannot be read back.
+        """
+        if self._log is None:
+            raise StorageError("the journal is closed")
+        found = Recovered()
+        for entry, payload in self._log.read_back()[1:]:
+            found.apply(entry, payload)
+        return found.updates
 
     def append_discard(self, attempt: int) -> None:
         """Forget the updates of an attempt."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ class Metrics:
         clients: updates that went in.
         loss: mean of what the clients reported; None if nobody did.
         seconds: from opening to closing.
+        updates: what was measured of each client's update, by name; see `server.figures.table`.
         time: of closing, ISO 8601 in UTC.
     """
 
@@ -38,6 +39,7 @@ class Metrics:
     clients: int
     loss: float | None
     seconds: float
+    updates: Mapping[str, Mapping[str, Any]]
     time: str
 
     @classmethod
@@ -48,6 +50,7 @@ class Metrics:
         clients: int,
         reports: Sequence[Report],
         seconds: float,
+        updates: Mapping[str, Mapping[str, Any]],
     ) -> Metrics:
         """Measure the state that closing a round made."""
         masked = state.values.dtype == np.int16
@@ -62,8 +65,19 @@ class Metrics:
             # Divided first: the sum of two finite losses may not be.
             loss=sum(loss / len(losses) for loss in losses) if losses else None,
             seconds=round(seconds, 3),
+            updates=updates,
             time=utc_now(),
         )
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of the clients whose updates were not counted, sorted."""
+        return sorted(name for name, row in self.updates.items() if row["left_out"])
+
+    def describe(self) -> str:
+        """What there is to say of the round in one line."""
+        lam = "-" if self.lam is None else f"{self.lam:.4f}"
+        return f"round {self.round}: {self.clients} updates, lambda {lam}, {self.seconds:.1f} s"
 
     def line(self) -> dict[str, Any]:
         """The line of metrics.jsonl."""
@@ -76,5 +90,7 @@ class Metrics:
             "clients": self.clients,
             "loss": self.loss,
             "seconds": self.seconds,
+            "left_out": self.left_out,
+            "updates": self.updates,
             "time": self.time,
         }

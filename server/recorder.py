@@ -2,7 +2,7 @@
 
     metrics.jsonl, comm.jsonl: see `server.books`
     evaluation.jsonl  one line an evaluation, where the server has images of its own
-    tensorboard/      the metrics and evaluations as scalars, and the pictures
+    tensorboard/      metrics, figures of single updates, evaluations, and the pictures
     samples/, samples.png: see `server.pictures`
     model.prism       the latest model
 
@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image
@@ -34,6 +34,9 @@ from server.line_file import LineFile, Mark
 from server.metrics import Metrics
 from server.pictures import Pictures
 from server.traffic import Traffic
+
+DRAWN: Final = 100
+"""The largest cohort whose single updates are scalars too; metrics.jsonl has them of any."""
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +161,10 @@ class Recorder:
             for name, value in metrics.line().items():
                 if name != "round" and isinstance(value, (int, float)):
                     self._events.add_scalar(name, value, metrics.round)
+            for client, row in metrics.updates.items() if len(metrics.updates) <= DRAWN else ():
+                for name, value in row.items():
+                    if value is not None:
+                        self._events.add_scalar(f"update_{name}/{client}", value, metrics.round)
 
     def _write_evaluation(self, line: dict[str, Any]) -> None:
         if self._evaluations is not None:

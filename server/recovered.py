@@ -28,6 +28,7 @@ class StoredUpdate:
         payload: the segments' payloads, concatenated.
         message_bytes: of the messages that it came in.
         time: of storing it, ISO 8601 in UTC; empty in logs of versions that did not note it.
+        seconds: from the opening of its attempt until it was here whole.
     """
 
     client: str
@@ -37,6 +38,7 @@ class StoredUpdate:
     payload: bytes
     message_bytes: int = 0
     time: str = ""
+    seconds: float = 0.0
 
     def segments(self) -> list[bytes]:
         """The payload of each segment."""
@@ -110,7 +112,7 @@ class Recovered:
             classes = tuple(entry.get("classes", ()))
             cells = CellTable.read(bytes.fromhex(entry.get("cells", "")))
             report = Report(entry["loss"], bits and MaskBits(*bits), classes, cells)
-            came = entry.get("message_bytes", 0), entry.get("time", "")
+            came = entry.get("message_bytes", 0), entry.get("time", ""), entry.get("seconds", 0.0)
             update = StoredUpdate(entry["client"], digest, sizes, report, payload, *came)
             self.updates[update.client] = update
             self.acknowledged.append((self.attempt, update))

@@ -48,12 +48,13 @@ class Upload:
             raise PayloadError(f"more than the {self._total} bytes that the header declares")
         self._payload += data
 
-    def whole(self, report: Report, message_bytes: int) -> StoredUpdate:
+    def whole(self, report: Report, message_bytes: int, seconds: float) -> StoredUpdate:
         """The update, once all of it has come; then this holds its payload no longer.
 
         Args:
             report: what the client says about it.
             message_bytes: of the messages that it came in.
+            seconds: since its attempt was opened.
 
         Raises:
             WrongRound, AlreadyExists: as in `Rounds.check`.
@@ -68,7 +69,8 @@ class Upload:
             raise PayloadError("the payload does not match its digest: damaged on the way")
         payload, self._payload = bytes(self._payload), bytearray()
         name, digest = self.ticket.name, self.ticket.digest
-        return StoredUpdate(name, digest, self.sizes, report, payload, message_bytes, utc_now())
+        came = message_bytes, utc_now(), round(seconds, 3)
+        return StoredUpdate(name, digest, self.sizes, report, payload, *came)
 
     def drop(self) -> None:
         """Let go of what has come, whoever still holds this upload."""

@@ -99,6 +99,13 @@ def jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def timeless(value: Any) -> Any:
+    """A line of a run's files without its times."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in {"time", "seconds"}}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
 def random_payload(config: RunConfig, name: str, round_: int, salt: str = "") -> bytes:
     """Random raw updates for every segment, the same for equal arguments."""
     parts = []

@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import torch
-from support import NAMES, RawClient
+from support import NAMES, RawClient, timeless
 
 from client import transport as transport_module
 from client.local_data import PartitionChoice, PrivateData
@@ -236,17 +236,11 @@ def left(out: Path, config: RunConfig) -> dict[str, Any]:
         journal.close()
     assert point is not None
     calls = [json.loads(line) for line in (out / "comm.jsonl").read_text().splitlines()]
-    updates = [_timeless(call) for call in calls if "attempt" in call]
+    updates = [timeless(call) for call in calls if "attempt" in call]
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return {
         "state": point.state.digest().hex(),
         "model": (out / "model.prism").read_bytes(),
-        "metrics": [_timeless(json.loads(line)) for line in lines],
+        "metrics": [timeless(json.loads(line)) for line in lines],
         "updates": sorted(updates, key=lambda call: (call["round"], call["client"])),
     }
-
-
-def _timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k not in {"time", "seconds"}}
-    return [_timeless(item) for item in value] if isinstance(value, list) else value

@@ -117,3 +117,17 @@ def test_a_full_disk_is_told_once_and_leaves_a_log_that_opens(tmp_path: Path) ->
     log, entries = FrameLog.open(path)
     log.close()
     assert len(entries) == 2
+
+
+def test_an_open_log_is_read_back(tmp_path: Path) -> None:
+    log = FrameLog.create(tmp_path / "log", ENTRIES[0][0])
+    for entry, payload in ENTRIES[1:]:
+        log.append(entry, payload)
+    assert log.read_back()[1:] == ENTRIES[1:], "also what nobody has synced yet"
+    log.append({"kind": "after"})
+    assert log.read_back()[-1] == ({"kind": "after"}, b"")
+    data = (tmp_path / "log").read_bytes()
+    (tmp_path / "log").write_bytes(data[:-1])
+    with pytest.raises(StorageError, match="damaged at byte"):
+        log.read_back()
+    log.close()

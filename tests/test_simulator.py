@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from support import jsonl
 from support_federation import CPU, TINY, Ended, federated, private_data
 
+import client.loop
+from benchmarks.poison import attacked
 from benchmarks.simulate import client_moments, simulate
 from client.loss import Kind, Moments
 from client.privacy_guard import Guard
+from client.update import encode_update
 from common.config import RunConfig, parse_config
 from common.data import open_source
 from common.encoders import load_encoder
@@ -40,10 +44,14 @@ RUNS: dict[str, list[str]] = {
 }
 
 
-def simulated(config: RunConfig, moments: Sequence[Moments]) -> Ended:
+def simulated(
+    config: RunConfig,
+    moments: Sequence[Moments],
+    encode: Callable[..., tuple[bytes, ...]] = encode_update,
+) -> Ended:
     """The same in one process, without a network."""
     encoder = load_encoder(config.encoder.name, config.encoder.layers, config.encoder.pool)
-    rounds = list(simulate(config, encoder, moments, CPU))
+    rounds = list(simulate(config, encoder, moments, CPU, encode))
     return Ended(
         rounds[-1].state.digest().hex(),
         build_model(config, rounds[-1].source.state).parameters.tobytes(),
@@ -93,6 +101,19 @@ def test_private_moments_are_released_as_clients_release_them(
         assert not torch.equal(one.mean, other.mean)
         # Where a class is rare its moments are noisier, so all of them are looked at together.
         assert float((one.mean - other.mean).norm()) < noise * float(one.mean.norm())
+
+
+@pytest.mark.parametrize("labels", ["use", "cells"])
+def test_attackers_are_left_out_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: str
+) -> None:
+    config = parse_config(TINY, ["robust=trim", "data.clients=4", f"data.labels={labels}"])
+    tampered = attacked("mixed", {"client-2"})
+    monkeypatch.setattr(client.loop, "encode_update", tampered)
+    real = asyncio.run(federated(config, tmp_path))
+    assert simulated(config, moments_of(config, tmp_path), tampered) == real
+    lines = jsonl(tmp_path / "metrics.jsonl")
+    assert [line["left_out"] for line in lines] == [["client-2"]] * config.rounds
 
 
 def test_a_share_of_the_clients_is_not_simulated() -> None:

@@ -11,7 +11,7 @@ import typer
 
 from common.catalogue import SPECS
 from common.command_line import DataDir, log_to_stderr
-from common.errors import PrismError
+from common.errors import ConfigError, PrismError
 
 
 def client(
@@ -53,6 +53,13 @@ def client(
         Path | None,
         typer.Option(help="This client's name and token, where it has no certificate."),
     ] = None,
+    places: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take the first free folder in this one: its ca.pem, certificate and key, the "
+            "name in that, and a state; instead of --name, --state, --ca, --cert and --key."
+        ),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option(help="Allow a server off this machine without TLS.")
     ] = False,
@@ -79,6 +86,7 @@ def client(
     prism client --server 127.0.0.1:7070 --data folder:photos --state client-state
     prism client --server fl.example.org:7070 --ca ca.pem --data mnist --data-dir data
     prism client --server fl.example.org:7070 --ca ca.pem --data folder:photos --check
+    prism client --server fl.example.org:7070 --places places --data folder:photos
     """
     # What gRPC writes to stderr by itself is told again, in words, where it matters.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -89,13 +97,22 @@ def client(
     from client.local_data import PartitionChoice, PrivateData, choose_device
     from client.loop import Client
     from client.messages import Security
+    from client.places import Place
     from client.privacy_guard import Guard
     from client.store import ClientStore
     from client.transport import Transport
     from common.address import Address, check_security
     from common.checklist import Checklist
 
-    security = Security(ca, cert, key, token_file)
+    place, security = None, Security(ca, cert, key, token_file)
+    if places is not None:
+        try:
+            if name or state or security != Security():
+                raise ConfigError("--places has its own --name, --state, --ca, --cert and --key")
+            place = Place.take(places)
+        except PrismError as error:
+            raise SystemExit(f"prism client: {error}") from error
+        state, security = place.state, place.security
     if check:
         checks = Checklist(typer.echo)
         images = checks.attempt(
@@ -117,7 +134,7 @@ def client(
         torch.set_num_threads(threads)
     try:
         address = Address.parse(server)
-        check_security(address, secured=ca is not None, insecure=insecure)
+        check_security(address, secured=security.ca is not None, insecure=insecure)
         private = PrivateData(
             data, data_dir, PartitionChoice.parse(partition), choose_device(device), encoder_weights
         )
@@ -140,6 +157,8 @@ def client(
     finally:
         transport.close()
         store.close()
+        if place is not None:
+            place.close()
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ certs = typer.Typer(
     "prism certs client hospital-a\n"
     "prism certs request hospital-b                         on the client's own machine\n"
     "prism certs sign hospital-b.csr                        back where the authority is\n"
-    "prism certs show certs/*.pem",
+    "prism certs show certs/*.pem\n"
+    "prism certs federation fl.example.org --clients 3      all of these, on one machine",
 )
 
 Folder = Annotated[Path, typer.Option("--dir", help="Folder of the authority and what it signs.")]
@@ -178,6 +179,33 @@ def token(
             path.unlink()
             raise ConfigError(f"cannot write {add}: {error.strerror}") from error
     typer.echo(f"give {path} to {name} by a way that nobody listens on; {add} has its digest alone")
+
+
+@certs.command()
+def federation(
+    names: Annotated[
+        list[str], typer.Argument(help="DNS names and IP addresses that clients reach it by.")
+    ],
+    clients: Annotated[int, typer.Option(min=1, max=1000, help="How many clients have a place.")],
+    folder: Folder = _CERTS,
+    server_dir: Annotated[
+        Path, typer.Option(help="Folder for ca.pem, server.* and, for `prism health`, health.*.")
+    ] = Path("tls"),
+    places: Annotated[
+        Path, typer.Option(help="Folder for a folder each, for `prism client --places`.")
+    ] = Path("places"),
+    days: Days = 365,
+) -> None:
+    """Make what a server and clients on one machine need; renew what ends within 30 days.
+
+    \b
+    prism certs federation localhost 127.0.0.1 --clients 3
+    """
+    from prism.furnish import furnish
+
+    with _in_one_line():
+        made = list(furnish(folder, server_dir, names, places, clients, days))
+    typer.echo(f"{len(made)} certificates made, the others are good: {server_dir}, {places}")
 
 
 @certs.command()

@@ -2,15 +2,31 @@
 ARG BASE_IMAGE=python:3.12-slim
 FROM ${BASE_IMAGE}
 
-RUN useradd --create-home prism && mkdir /runs /state && chown prism:prism /runs /state
+# A volume that is mounted over one of these folders takes over its owner.
+RUN useradd --create-home --uid 10001 prism \
+  && mkdir /authority /places /runs /tls \
+  && chown prism:prism /authority /places /runs /tls
 WORKDIR /app
-COPY pyproject.toml constraints.txt README.md ./
+COPY containers/install.sh ./
+
+# From what seldom changes to what often does. An empty TORCH_INDEX is pip's own index, whose torch
+# has CUDA on Linux.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+COPY constraints.txt ./
+RUN sh install.sh -r constraints.txt ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"}
+
+COPY pyproject.toml ./
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+    > requirements.txt \
+  && sh install.sh -c constraints.txt -r requirements.txt
+
+COPY README.md ./
 COPY common common
 COPY server server
 COPY client client
 COPY prism prism
 COPY configs configs
-RUN pip install --no-cache-dir -c constraints.txt torch==2.13.0 .
+RUN sh install.sh --no-deps . && rm -rf build *.egg-info
 
 USER prism
 ENV PYTHONUNBUFFERED=1

@@ -1,6 +1,8 @@
 # Every target works on a machine where nothing has run before.
 PYTHON ?= python3
 DATA_DIR ?= data
+# Where torch is downloaded from; empty is pip's own index, whose torch has CUDA on Linux.
+TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -12,13 +14,14 @@ GENERATE = PYTHONWARNINGS=ignore PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" $(PRO
   --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
   common/rpc/$(PROTO)
 
-.PHONY: setup run run-mnist run-cifar10 test test-slow test-faults audit reproduce docs check check-proto proto format clean
+.PHONY: setup run run-mnist run-cifar10 test test-slow test-faults test-compose audit reproduce docs check check-proto proto format clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -r constraints.txt \
+	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
@@ -41,6 +44,10 @@ test-slow: $(READY)
 test-faults: $(READY)
 	PRISM_KILLS=$(or $(KILLS),200) PRISM_CLIENT_KILLS=$(or $(CLIENT_KILLS),50) \
 	  $(BIN)/pytest -n 0 tests/test_faults.py
+
+# Needs a Docker engine. What docker-compose.yml takes may be set: BASE_IMAGE, TORCH_INDEX, ...
+test-compose: $(READY)
+	$(BIN)/pytest -m compose -n 0 -rs --durations=0
 
 audit: $(READY)
 	$(BIN)/python -m benchmarks.audit

@@ -166,6 +166,8 @@ class Engine:
     async def await_round(self, session: str, seconds: float) -> Assignment | Wait | Finished:
         """Wait for something to do, at most so long; raises SessionUnknown."""
         until = time.monotonic() + seconds
+        if self.rounds.members.is_idle(session):
+            await self._apply(self.rounds.ask(time.monotonic(), session))
         while True:
             self._work.check_running()
             now = time.monotonic()

@@ -46,6 +46,9 @@ class _Member:
 class Members:
     """The clients of one run, by name.
 
+    One that joins when there are as many as partitions counts as here once it asks for something
+    to do: whoever only joins, again and again, must not be waited for.
+
     Args:
         partition_count: data partitions that can be handed out.
         lease_seconds: how long a silent client counts as live.
@@ -60,6 +63,7 @@ class Members:
         self._partitions = dict(partitions)
         self._members: dict[str, _Member] = {}
         self._sessions: dict[str, str] = {}
+        self._idle: set[str] = set()
         # (when, session), soonest first. A renewal leaves its entry as it is: when that comes up
         # it is put back if the lease runs longer by then, and dropped if the session has ended.
         self._leases: list[tuple[float, str]] = []
@@ -96,6 +100,8 @@ class Members:
             self._take_partition(partition)
         if held:
             del self._sessions[held.session]
+        elif name not in self._awaited and self.count >= self.partition_count:
+            self._idle.add(name)
         expires = now + self.lease_seconds
         self._members[name] = _Member(session, instance, expires)
         self._sessions[session] = name
@@ -103,12 +109,21 @@ class Members:
         self._awaited.discard(name)
         return given
 
+    def is_idle(self, session: str) -> bool:
+        """Whether a client does not count as here before it asks; raises SessionUnknown."""
+        return self.name_of(session) in self._idle
+
+    def ask(self, session: str) -> None:
+        """The client of a session asks for something to do; raises SessionUnknown."""
+        self._idle.discard(self.name_of(session))
+
     def leave(self, session: str) -> tuple[Parted, ...]:
         """End a session; unknown ones are gone already."""
         name = self._sessions.pop(session, None)
         if name is None:
             return ()
         del self._members[name]
+        self._idle.discard(name)
         return (Parted(name, "left"),)
 
     def renew(self, now: float, session: str) -> str:
@@ -128,6 +143,7 @@ class Members:
             _, session = heapq.heappop(self._leases)
             name = self._sessions.pop(session)
             del self._members[name]
+            self._idle.discard(name)
             gone.append(Parted(name, "its lease ran out"))
         if self._awaited and self._awaited_until <= now:
             late = sorted(self._awaited)
@@ -158,7 +174,7 @@ class Members:
     @property
     def count(self) -> int:
         """Clients that are here; who is out of lease counts until `expire` is called."""
-        return len(self._members)
+        return len(self._members) - len(self._idle)
 
     @property
     def awaits(self) -> bool:
@@ -171,17 +187,20 @@ class Members:
 
     def live(self, now: float) -> tuple[str, ...]:
         """Names with a lease, sorted."""
-        return tuple(sorted(n for n, member in self._members.items() if member.expires > now))
+        return tuple(sorted(self._leased(now) - self._idle))
 
     def awaited(self, now: float) -> tuple[str, ...]:
         """Names that were here before a restart and may yet come back, sorted."""
         return tuple(sorted(self._awaited)) if self._awaited_until > now else ()
 
+    def _leased(self, now: float) -> set[str]:
+        return {name for name, member in self._members.items() if member.expires > now}
+
     def _free_partition(self, now: float) -> int:
         """One that nobody was given, else one of a client that is gone."""
         if self._unused:
             return self._unused[-1]
-        here = {*self.live(now), *self._awaited}
+        here = {*self._leased(now), *self._awaited}
         held = {index for name, index in self._partitions.items() if name in here}
         free = set(range(self.partition_count)) - held
         if not free:

@@ -10,12 +10,11 @@ Pure: no I/O, no clock (each event says what time it is), no randomness but the 
 Times are seconds of any monotonic clock. Events are called by the engine alone; each first
 validates and raises, and one that raises has changed nothing. There are two kinds:
 
-    start, join, leave, tick, commit, aggregated    change the members or the updates, and end in
-                                                    `_settle`, the one place where the phase
-                                                    changes; what is to be done comes back as
-                                                    effects
-    claim, store, release                           move one client's upload; they take no time,
-                                                    change no phase and have no effects
+    start, join, ask, leave,     change the members or the updates, and end in `_settle`, the one
+    tick, commit, aggregated     place where the phase changes; what is to be done comes back as
+                                 effects
+    claim, store, release        move one client's upload; they take no time, change no phase and
+                                 have no effects
 
 An upload needs no effects, because it counts for nothing before `commit`: while it is claimed its
 update is missing, and once it is stored all that it does is to hold up the end of the attempt.
@@ -99,6 +98,11 @@ class Rounds:
         given = self.members.join(now, name, instance, session, wants_partition)
         self._cohort.returned(name)
         return (*given, *self._settle(now))
+
+    def ask(self, now: float, session: str) -> Effects:
+        """A client asks for something to do; see `Members`. Raises SessionUnknown."""
+        self.members.ask(session)
+        return self._settle(now)
 
     def leave(self, now: float, session: str) -> Effects:
         """End a session; unknown ones are gone already."""

@@ -3,12 +3,12 @@
     python -m benchmarks.poison configs/mnist.toml --data-dir data --set rounds=20 \\
         --set train.local_steps=10 --set model.image_size=16 --out poison.jsonl
 
-For each partition and each case (clients, attackers of them): honest clients alone, then attackers
-that send the inverse of their mask, a mask of ones, or one drawn by tossing coins, or each of these
-in turn ("mixed"); each with `robust` as "none" and as "trim". Scores and weights are negated, set
-to the largest, or drawn. Where every update of an attacker is left out, the run is the same bit for
-bit whatever they send, so that "mixed" tells of all three. Runs whose line is in --out already are
-not run again.
+For each partition and each case (clients, attackers of them): all of them honest ("none"); those
+who would attack not there at all, nor their images ("absent"); and attackers that send the inverse
+of their mask, a mask of ones, or one drawn by tossing coins, or each of these in turn ("mixed");
+each with `robust` as "none" and as "trim". Scores and weights are negated, set to the largest, or
+drawn. Where every update of an attacker is left out, the run is the same bit for bit whatever they
+send, so that "mixed" tells of all three. Runs whose line is in --out already are not run again.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from common.state import GlobalState, Values
 PARTITIONS: Final = ("iid", "shards")
 CASES: Final = ("5/1", "10/3")
 KINDS: Final = ("invert", "fill", "random")
-ATTACKS: Final = ("none", *KINDS, "mixed")
+ATTACKS: Final = ("none", "absent", *KINDS, "mixed")
 ROBUST: Final = ("none", "trim")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run: how images are split, among how many, what so many of them send, and the rule."""
+    """One run: how images are split, among how many, what so many of them do, and the rule."""
 
     partition: str
     clients: int
@@ -66,8 +66,7 @@ class Row:
             raise ConfigError(f"--case {case}: write CLIENTS/ATTACKERS, such as 5/1")
         if attack not in ATTACKS:
             raise ConfigError(f"--attack {attack}: choose {', '.join(ATTACKS)}")
-        count = 0 if attack == "none" else int(attackers)
-        return cls(partition, int(clients), count, attack, robust)
+        return cls(partition, int(clients), int(attackers), attack, robust)
 
     @property
     def changes(self) -> list[str]:
@@ -139,7 +138,10 @@ def measured_row(row: Row, setting: Setting) -> dict[str, Any]:
     config, device = setting.config, setting.device
     encoder = load_encoder(config.encoder.name, config.encoder.layers, config.encoder.pool)
     moments = client_moments(config, setting.source(), encoder.to(device), device)
-    attackers = {client_name(index) for index in range(row.attackers)}
+    if row.attack == "absent":
+        moments = moments[row.attackers :]
+    active = row.attack not in ("none", "absent")
+    attackers = {client_name(index) for index in range(row.attackers if active else 0)}
     wrong: list[bool] = []
     honest: list[bool] = []
     for done in simulate(config, encoder, moments, device, attacked(row.attack, attackers)):
@@ -170,7 +172,7 @@ def main(
     case: Annotated[
         list[str] | None, typer.Option(help="CLIENTS/ATTACKERS; by default 5/1 and 10/3.")
     ] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="By default all five.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="By default all six.")] = None,
     robust: Annotated[list[str] | None, typer.Option(help="By default both.")] = None,
     features: Annotated[str, typer.Option(help="lenet, small or inception.")] = "lenet",
     samples: Annotated[int, typer.Option(help="Generated images that are judged.")] = 2000,
@@ -215,7 +217,7 @@ def _key(line: dict[str, Any]) -> tuple[Any, ...]:
 
 def _table(lines: list[dict[str, Any]]) -> Table:
     distance = next((k for line in lines for k in line if k.startswith(("FD", "FID"))), "FD")
-    columns = ("partition", "clients", "attackers", "attack", "robust")
+    columns = ("partition", "clients", "attackers", "attack")
     out = Table(*columns, distance, "attackers left out", "others left out", box=None)
     for line in lines:
         out.add_row(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ from common.theory import MaskBits, figures
 from server.aggregate import Contribution
 from server.average import ModelSource, StateAverage
 from server.broadcast import Broadcast
-from server.figures import table
+from server.figures import Rows, table
 from server.methods import make_aggregator
 from server.trim import left_out
 
@@ -72,7 +71,7 @@ class SimulatedRound:
     source: ModelSource
     lam: float | None
     hamming: float | None
-    clients: dict[str, dict[str, Any]]
+    clients: Rows
     up_bytes: int
     down_bytes: int
     seconds: float

@@ -36,7 +36,7 @@ from server.events import (
     Opened,
     Wait,
 )
-from server.figures import named
+from server.figures import Rows, named
 from server.intake import Intake
 from server.journal import taken_up
 from server.members import Members, Parted, PartitionGiven
@@ -62,6 +62,7 @@ class Engine:
         broadcast: the downlink.
         intake: where updates come in.
         recorder: the run's outputs.
+        measured: what was measured of the updates of the last closed round, by client.
 
     Raises:
         ConfigError, DataError: the directory is not this run's, or is in use; or the images to
@@ -98,10 +99,12 @@ class Engine:
             self.config.data.clients, self.config.round.lease_seconds, found.partitions
         )
         before = set(found.cohort)
+        self.measured: Rows = {}
         if found.checkpoint is not None:
             self.broadcast.restore(found.checkpoint.state, found.checkpoint.arrays)
             self._average.restore(found.checkpoint.state, found.checkpoint.arrays)
             before |= set(found.checkpoint.members)
+            self.measured = found.checkpoint.metrics.get("updates", {})
         members.await_return(now, before)
         self.rounds = Rounds(self.config, members, found.round)
         self._attempt: Attempt | None = None
@@ -321,6 +324,7 @@ class Engine:
         arrays = {**self.broadcast.snapshot(), **self._average.snapshot()}
         point = Checkpoint(state, self.live(), metrics.line(), arrays)
         await self._work.write(self._storage.checkpoint, point)
+        self.measured = metrics.updates
         self.recorder.closed(metrics, source)
         log.info("%s", metrics.describe())
         if metrics.left_out:

@@ -21,6 +21,8 @@ UNITS: Final = {"mask": 1, "score": SCORE_UNIT, "weight": 1 << 20}
 SKETCH: Final = 4096
 """Positions of a mask, evenly spaced, in which clients are compared with each other."""
 Said = NDArray[np.int8]
+Rows = Mapping[str, Mapping[str, Any]]
+"""The figures of a round by client, as `table` makes them."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def from_cohort(figures: Mapping[str, Figures]) -> dict[str, float]:
     return dict(zip(names, (away / (said.shape[1] * len(names))).tolist(), strict=True))
 
 
-def table(figures: Mapping[str, Figures], left_out: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def table(figures: Mapping[str, Figures], left_out: tuple[str, ...]) -> Rows:
     """The figures of a round by client, sorted by name, ready for JSON.
 
     `from_state` and `from_cohort` are shares of the positions of the mask, `moved` is the mean
@@ -123,7 +125,7 @@ def table(figures: Mapping[str, Figures], left_out: tuple[str, ...]) -> dict[str
     return rows
 
 
-def named(rows: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> str:
+def named(rows: Rows, names: Iterable[str]) -> str:
     """Clients and how far their updates lie from the state, for a person; of rows of `table`."""
     told = []
     for name in names:

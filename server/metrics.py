@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from common.report import Report
 from common.state import PROB_ONE, GlobalState, entropy_bits, sigma
 from common.theory import MaskBits, figures
 from common.timestamps import utc_now
+from server.figures import Rows
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Metrics:
     clients: int
     loss: float | None
     seconds: float
-    updates: Mapping[str, Mapping[str, Any]]
+    updates: Rows
     time: str
 
     @classmethod
@@ -50,7 +51,7 @@ class Metrics:
         clients: int,
         reports: Sequence[Report],
         seconds: float,
-        updates: Mapping[str, Mapping[str, Any]],
+        updates: Rows,
     ) -> Metrics:
         """Measure the state that closing a round made."""
         masked = state.values.dtype == np.int16

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator
-from typing import Final
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
 
 from common import PROTOCOL_VERSION
 from common.errors import (
@@ -171,6 +171,7 @@ class FederationService(FederationServicer):
         """Say where the run stands."""
         rounds = self._engine.rounds
         cohort, submitted = set(rounds.cohort), set(rounds.submitted)
+        measured = self._engine.measured
         return pb.GetStatusResponse(
             run_name=self._config.name,
             fingerprint=fingerprint_to_pb(self._engine.fingerprint),
@@ -183,6 +184,7 @@ class FederationService(FederationServicer):
                     name=name,
                     in_cohort=name in cohort,
                     submitted=name in submitted,
+                    measured=_measured_to_pb(measured[name]) if name in measured else None,
                 )
                 for name in sorted(cohort.union(self._engine.live()))
             ],
@@ -262,3 +264,16 @@ async def _pieces(messages: AsyncIterator[pb.UpdateChunk]) -> AsyncIterator[byte
         if message.WhichOneof("part") != "data":
             raise PayloadError("an update has one header, then data")
         yield message.data
+
+
+def _measured_to_pb(row: Mapping[str, Any]) -> pb.MeasuredUpdate:
+    """The message of a row of `server.figures.table`."""
+    return pb.MeasuredUpdate(
+        density=row["density"],
+        from_state=row["from_state"],
+        from_cohort=row["from_cohort"],
+        moved=row["moved"],
+        payload_bytes=row["bytes"],
+        seconds=row["seconds"],
+        left_out=row["left_out"],
+    )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,3 +165,22 @@ def test_a_large_mask_is_compared_in_some_positions() -> None:
     exact = np.abs(said - said.mean(axis=0)).mean(axis=1)
     apart = from_cohort(made)
     assert [apart[name] for name in "012"] == pytest.approx(exact, abs=0.02)
+
+
+def test_the_benchmark_counts_who_was_left_out(tmp_path: Path) -> None:
+    small = ["rounds=1", "train.local_steps=1", "train.batch_size=40", "model.width=2"]
+    words = ["-m", "benchmarks.poison", "configs/quickstart.toml", "--json", "--out"]
+    words += [str(tmp_path / "lines"), "--features", "small", "--samples", "20", "--threads", "1"]
+    words += ["--partition", "iid", "--case", "3/1", "--robust", "trim"]
+    words += [word for change in small for word in ("--set", change)]
+    words += ["--attack", "absent", "--attack", "mixed"]
+    once, again = (
+        subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+        for _ in range(2)
+    )
+    assert once.returncode == 0, once.stderr
+    absent, mixed = map(json.loads, once.stdout.splitlines())
+    assert (absent["updates_of_attackers"], absent["updates_of_others"]) == (0, 2)
+    assert (mixed["left_out_of_attackers"], mixed["left_out_of_others"]) == (1, 0)
+    # What is in the file already is not run again.
+    assert again.stdout == once.stdout == (tmp_path / "lines").read_text()

@@ -19,9 +19,12 @@ from common.config import RunConfig
 from common.downlink import initial_state
 from common.masks import pack
 from common.report import Report
+from common.rpc.prism.v1 import federation_pb2 as pb
 from common.seeding import uniform16
 from common.state import sigma
 from server.attempt import Attempt
+from server.engine import Engine
+from server.figures import Rows
 from server.journal import Journal
 from server.methods import make_aggregator
 from server.recovered import StoredUpdate
@@ -121,18 +124,35 @@ def test_crashed_at_every_moment_the_same_are_left_out(
         assert rounds_of(moment) == lines, moment.name
 
 
-def test_of_two_none_is_left_out(tmp_path: Path) -> None:
+def test_the_status_has_what_was_measured(tmp_path: Path) -> None:
+    """Of two updates none is left out, however far they are apart."""
     two = {"quorum": 0.6, "deadline_seconds": 1.0}
     config = tiny_config(rounds=1, robust="trim", model={"width": 2, "latent": 8}, round=two)
 
-    async def main() -> None:
+    async def main() -> pb.GetStatusResponse:
         async with support.federation(tmp_path, config) as all_:
             for client in all_[:2]:
                 await client.submit(await client.assignment())
             while (await all_[0].status()).phase != "finished":
                 await all_[0].await_round(1)
+            return await all_[0].status()
 
-    asyncio.run(main())
+    status = asyncio.run(main())
     (line,) = jsonl(tmp_path / "metrics.jsonl")
+    rows = line["updates"]
     assert (line["clients"], line["left_out"]) == (2, [])
-    assert np.ptp([update["from_state"] for update in line["updates"].values()]) > 0.8
+    assert np.ptp([row["from_state"] for row in rows.values()]) > 0.8
+    for client in status.clients:
+        assert client.HasField("measured") == (client.name in rows)
+        if client.name in rows:
+            row, measured = rows[client.name], client.measured
+            assert measured.from_state == row["from_state"] and measured.density == row["density"]
+            assert measured.payload_bytes == row["bytes"] and measured.seconds == row["seconds"]
+            assert not measured.HasField("moved") and not measured.left_out
+
+    async def resumed() -> Rows:
+        engine = Engine(config, tmp_path)
+        await engine.close()
+        return engine.measured
+
+    assert asyncio.run(resumed()) == rows

@@ -711,16 +711,73 @@ class ClientStatus(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     IN_COHORT_FIELD_NUMBER: builtins.int
     SUBMITTED_FIELD_NUMBER: builtins.int
+    MEASURED_FIELD_NUMBER: builtins.int
     name: builtins.str
     in_cohort: builtins.bool
     submitted: builtins.bool
+    @property
+    def measured(self) -> Global___MeasuredUpdate:
+        """Of the round that was closed last; unset if the client had no part in it."""
+
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         in_cohort: builtins.bool = ...,
         submitted: builtins.bool = ...,
+        measured: Global___MeasuredUpdate | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["in_cohort", b"in_cohort", "name", b"name", "submitted", b"submitted"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["measured", b"measured"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["in_cohort", b"in_cohort", "measured", b"measured", "name", b"name", "submitted", b"submitted"]) -> None: ...
 
 Global___ClientStatus: typing_extensions.TypeAlias = ClientStatus
+
+@typing.final
+class MeasuredUpdate(google.protobuf.message.Message):
+    """What the server measured of one update; unset where it does not apply."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DENSITY_FIELD_NUMBER: builtins.int
+    FROM_STATE_FIELD_NUMBER: builtins.int
+    FROM_COHORT_FIELD_NUMBER: builtins.int
+    MOVED_FIELD_NUMBER: builtins.int
+    PAYLOAD_BYTES_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    LEFT_OUT_FIELD_NUMBER: builtins.int
+    density: builtins.float
+    """share of ones in the mask"""
+    from_state: builtins.float
+    """share of positions where it is not the state's"""
+    from_cohort: builtins.float
+    """mean distance from the mean of the cohort"""
+    moved: builtins.float
+    """mean distance of scores or weights"""
+    payload_bytes: builtins.int
+    seconds: builtins.float
+    """from the opening of the attempt"""
+    left_out: builtins.bool
+    """it lay far from the others and did not count"""
+    def __init__(
+        self,
+        *,
+        density: builtins.float | None = ...,
+        from_state: builtins.float | None = ...,
+        from_cohort: builtins.float | None = ...,
+        moved: builtins.float | None = ...,
+        payload_bytes: builtins.int = ...,
+        seconds: builtins.float = ...,
+        left_out: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_density", b"_density", "_from_cohort", b"_from_cohort", "_from_state", b"_from_state", "_moved", b"_moved", "density", b"density", "from_cohort", b"from_cohort", "from_state", b"from_state", "moved", b"moved"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_density", b"_density", "_from_cohort", b"_from_cohort", "_from_state", b"_from_state", "_moved", b"_moved", "density", b"density", "from_cohort", b"from_cohort", "from_state", b"from_state", "left_out", b"left_out", "moved", b"moved", "payload_bytes", b"payload_bytes", "seconds", b"seconds"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_density", b"_density"]) -> typing.Literal["density"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_from_cohort", b"_from_cohort"]) -> typing.Literal["from_cohort"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_from_state", b"_from_state"]) -> typing.Literal["from_state"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_moved", b"_moved"]) -> typing.Literal["moved"] | None: ...
+
+Global___MeasuredUpdate: typing_extensions.TypeAlias = MeasuredUpdate

@@ -57,6 +57,10 @@ COMMANDS: Final = {
     "relay": Subcommand(
         "prism.commands.relay", "Pass TCP connections on and count the bytes, exactly."
     ),
+    "compare": Subcommand(
+        "prism.commands.compare",
+        "Show runs beside one another: quality, bytes, seconds, configs.",
+    ),
     "comm": Subcommand(
         "prism.commands.comm", "Show what a run cost in bytes, from the codec to the socket."
     ),

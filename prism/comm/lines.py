@@ -35,6 +35,25 @@ class Closed(Figures):
     clients: Count = 0
 
 
+class Round(Closed):
+    """The same line, with what training said and how long it took."""
+
+    loss: float | None = None
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Evaluated(_Line):
+    """Of evaluation.jsonl: rounds that were closed, and figures under their own names."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    round: Count
+
+    def figures(self) -> dict[str, float]:
+        """All of them that are numbers."""
+        extra = self.model_extra or {}
+        return {name: float(value) for name, value in extra.items() if isinstance(value, float)}
+
+
 class Call(Figures):
     """Of comm.jsonl: calls of one kind in one direction, and theory where it was an update."""
 

@@ -41,6 +41,7 @@ _RECIPE: Final = (
     "train.annealing=0",
     "train.learning_rate=0.1",
     "train.learning_rate_final=0.1",
+    "train.moving_average_leak=0",
     "train.moving_average_start=uniform",
     "train.moving_average_loss=mean",
     "sharpening=1",

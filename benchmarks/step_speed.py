@@ -71,11 +71,12 @@ class Compared:
 def step_config(
     width: int, batch: int, steps: int, image_size: int = 32, precision: str = "float32"
 ) -> RunConfig:
-    """The published sizes but for what is given; labels ignored and masks scaled, as released."""
+    """The published sizes but for what is given; the rest of the step as released."""
     return parse_config(
         f"[model]\nwidth = {width}\nimage_size = {image_size}\n"
         f"[train]\nbatch_size = {batch}\nlocal_steps = {steps}\n"
         f'straight_through = "scaled"\nprecision = "{precision}"\n'
+        "moving_average_leak = 0\n"
         '[data]\nname = "mnist"\nlabels = "ignore"'
     )
 

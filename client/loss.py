@@ -213,6 +213,9 @@ class MovingAverages:
         features: F.
         rate: Adam's learning rate.
         device: where they are.
+        leak: share of themselves that they lose before each step. Without one they are integrals:
+            what was pushed for as long as a difference was large goes on being pushed until small
+            ones of the other sign have added up to as much.
         loss: whether Adam follows the sum or the mean over the features of the squared error. It
             divides a gradient by its own size, so that tells only where gradients are about as
             small as its epsilon.
@@ -228,6 +231,7 @@ class MovingAverages:
         features: int,
         rate: float,
         device: torch.device,
+        leak: float = 0.0,
         loss: Literal["sum", "mean"] = "sum",
     ) -> None:
         def zeros() -> list[Tensor]:
@@ -235,6 +239,7 @@ class MovingAverages:
 
         self.mean, self.variance = zeros(), zeros()
         self.optimiser = torch.optim.Adam([*self.mean, *self.variance], lr=rate, betas=(0.5, 0.999))
+        self._keep = 1 - leak
         self._slope = 2 if loss == "sum" else 2 / features
 
     @property
@@ -268,7 +273,8 @@ class MovingAverages:
             ):
                 difference = target - value
                 # The gradient of the squared error |v - difference|^2, which Adam follows.
-                average.grad = self._slope * (average.detach() - difference.detach())
+                kept = average.detach().mul_(self._keep)
+                average.grad = self._slope * (kept - difference.detach())
                 terms.append((average, difference))
         self.optimiser.step()
         products = [average.detach() @ difference for average, difference in terms]

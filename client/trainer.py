@@ -97,8 +97,14 @@ class Trainer(ABC):
             [self._trained], lr=config.train.learning_rate, betas=(0.5, 0.999), fused=True
         )
         groups, features = real.mean.shape
-        rate, loss = config.train.moving_average_rate, config.train.moving_average_loss
-        self._averages = MovingAverages(groups, features, rate, device, loss)
+        self._averages = MovingAverages(
+            groups,
+            features,
+            config.train.moving_average_rate,
+            device,
+            config.train.moving_average_leak,
+            config.train.moving_average_loss,
+        )
         self._labels = torch.tensor(real.classes, device=device) if real.classes else None
         self._codes = torch.from_numpy(real.cells.codes).to(device) if real.cells else None
 

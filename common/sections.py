@@ -110,6 +110,9 @@ class TrainConfig(Section):
     """Reached along a half cosine in the last round; equal to the first for no schedule."""
     moving_average_rate: Annotated[float, Field(gt=0)] = 1e-5
     """Adam's on the moving averages of the feature differences."""
+    moving_average_leak: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of themselves that they lose in a step, so that a push that is no longer needed fades;
+    0 for none, as published."""
     moving_average_start: Literal["zero", "uniform"] = "zero"
     """Where they start; uniform in +-1 / sqrt(features) is as published."""
     moving_average_loss: Literal["sum", "mean"] = "sum"
@@ -151,7 +154,10 @@ class CodecConfig(Section):
     coordinates_per_round: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the coordinates that each client sends (flips only)."""
     error_feedback_step: Annotated[float, Field(gt=0, le=1000)] = 0.5
-    """Quantiser step of the error-feedback downlink, in standard deviations of a sampled mask."""
+    """Quantiser step of the error-feedback downlink in the first round, in standard deviations of a
+    sampled mask."""
+    error_feedback_step_final: Annotated[float, Field(gt=0, le=1000)] = 0.1
+    """Reached along a half cosine, as near as integers tell, in the last round."""
 
 
 class PrivacyConfig(Section):

@@ -105,7 +105,7 @@ class Broadcast:
 
     def _quantised(self, target: GlobalState) -> tuple[GlobalState, StateStep]:
         """Send what of the pending difference is worth it, and carry the rest over."""
-        base, units = self.state, feedback_units(self._config)
+        base, units = self.state, feedback_units(self._config, self.state.round)
         pending = self._residual + (target.scores.astype(np.int32) - base.scores)
         levels = ERROR_FEEDBACK.quantise(pending, base.scores, units)
         self._residual = pending - ERROR_FEEDBACK.dequantise(levels, base.scores, units)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from client.update import encode_update
 from common.codecs import KEYFRAME, KEYFRAME_ENTROPY
 from common.config import RunConfig, parse_config
-from common.downlink import StateStep, apply_steps, initial_state
+from common.downlink import StateStep, apply_steps, feedback_units, initial_state
 from common.errors import PayloadError
 from common.server_update import growth_factor, sharpened
 from common.state import THETA_MAX, GlobalState, logit, sigma
@@ -78,7 +78,7 @@ def test_a_restart_changes_nothing(down: str) -> None:
 
 def test_error_feedback_loses_nothing_in_the_long_run() -> None:
     """Held at one target, the broadcast state ends within half a step of it everywhere."""
-    config = config_of("error-feedback", "sharpening=1")
+    config = config_of("error-feedback", "sharpening=1", "codec.error_feedback_step_final=0.5")
     broadcast = Broadcast(config, initial_state(config))
     target = closed_round(config, broadcast.state).state
     broadcast.publish(Closed(target, None, CLIENTS))
@@ -91,6 +91,17 @@ def test_error_feedback_loses_nothing_in_the_long_run() -> None:
     theta = sigma(broadcast.state.scores) / 65536
     step = config.codec.error_feedback_step * 2048 / np.sqrt(theta * (1 - theta))
     assert (left <= 0.76 * step + 1).all()
+
+
+def test_the_quantisers_step_falls_from_the_first_round_to_the_last() -> None:
+    config = config_of(
+        "error-feedback",
+        "rounds=5",
+        "codec.error_feedback_step=0.5",
+        "codec.error_feedback_step_final=0.25",
+    )
+    # 0.5, then 0.25 + 0.25 (1 - p^2 (3 - 2 p)) at quarters, in units of 1/2048, rounded down.
+    assert [feedback_units(config, t) for t in range(7)] == [1024, 944, 768, 592, 512, 512, 512]
 
 
 @given(

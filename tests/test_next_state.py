@@ -34,6 +34,7 @@ clients = 5
 labels = "ignore"
 [codec]
 error_feedback_step = 0.3
+error_feedback_step_final = 0.3
 """
 CASES = {
     "flips": ("codec.up=flips",),

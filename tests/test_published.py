@@ -96,10 +96,10 @@ def test_a_model_keeps_how_large_its_weights_are(tmp_path: Path) -> None:
 
 def test_moving_averages_start_uniform_and_of_each_clients_own() -> None:
     state = initial_state(UNLABELLED)
-    rate = "train.moving_average_rate=1e-12"
+    kept = ("train.moving_average_rate=1e-12", "train.moving_average_leak=0")
     started = {}
     for client in ("a", "b"):
-        trainer = digits_trainer("train.moving_average_start=uniform", rate)
+        trainer = digits_trainer("train.moving_average_start=uniform", *kept)
         trainer.train(state, client)
         started[client] = torch.stack([*trainer._averages.mean, *trainer._averages.variance])
         trainer.train(state, client)
@@ -110,7 +110,7 @@ def test_moving_averages_start_uniform_and_of_each_clients_own() -> None:
     assert 0.99 * bound < a.abs().max() <= bound
     assert a.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
     assert torch.corrcoef(torch.stack([a[0], a[1], b[0]])).triu(1).abs().max() < 0.1
-    still = digits_trainer(rate)
+    still = digits_trainer(*kept)
     still.train(state, "a")
     assert torch.stack(still._averages.mean).abs().max() < 1e-10
 
@@ -132,7 +132,7 @@ def test_a_mean_of_squared_errors_lets_adams_epsilon_count() -> None:
     real, generated = Moments(difference, difference), Moments(torch.zeros(1, 4), torch.zeros(1, 4))
     moved = {}
     for loss in ("sum", "mean"):
-        averages = MovingAverages(1, 4, 1e-2, CPU, loss)  # type: ignore[arg-type]
+        averages = MovingAverages(1, 4, 1e-2, CPU, loss=loss)  # type: ignore[arg-type]
         averages.step(real, generated, [0])
         moved[loss] = averages.mean[0].tolist()
     assert moved["mean"] == pytest.approx([1e-2, 0.5e-2, 0, 0], rel=1e-4)

@@ -104,9 +104,10 @@ def test_batch_moments_keep_the_order_of_features_and_full_precision() -> None:
     torch.testing.assert_close(last.grad.float(), plain.grad, atol=0.01, rtol=0.01)
 
 
-def test_moving_averages_by_hand() -> None:
+@pytest.mark.parametrize("leak", [0.0, 0.25])
+def test_moving_averages_by_hand(leak: float) -> None:
     """Two Adam steps written out: lr 1e-2, beta1 0.5, beta2 0.999, eps 1e-8."""
-    averages = MovingAverages(2, 1, 1e-2, CPU)
+    averages = MovingAverages(2, 1, 1e-2, CPU, leak)
     v, m, u = 0.0, 0.0, 0.0
     for t, difference in [(1, 0.5), (2, -0.3)]:
         real = Moments(torch.tensor([[9.0], [difference]]), torch.tensor([[9], [2 * difference]]))
@@ -114,6 +115,7 @@ def test_moving_averages_by_hand() -> None:
         # The first group was not drawn: neither its averages nor their step counts move.
         loss = averages.step(real, generated, [1])
         assert averages.mean[0].item() == averages.variance[0].item() == 0
+        v *= 1 - leak
         gradient = 2 * (v - difference)
         m = 0.5 * m + 0.5 * gradient
         u = 0.999 * u + 0.001 * gradient**2

@@ -138,7 +138,7 @@ class ErrorFeedbackCodec:
         return coder.bound(n, 1 << (16 - _FINEST), 2 * MAX_LEVEL + 1) + 1
 
 
-def step_units(standard_deviations: float) -> int:
+def step_units(standard_deviations: Fraction | float) -> int:
     """The step in score units where theta (1 - theta) = 1, from the config's key, in integers.
 
     Args:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.config import RunConfig
 from common.downlink import StateStep, initial_state
-from common.errors import WrongRound
+from common.errors import PayloadError, StorageError, WrongRound
 from common.fingerprint import Fingerprint
 from common.report import Report
 from common.state import GlobalState
@@ -82,7 +82,12 @@ class Engine:
         self._storage = Storage(out, config)
         try:
             found = self._storage.found
-            self._restore(found)
+            try:
+                self._restore(found)
+            except (PayloadError, LookupError, ValueError, TypeError) as error:
+                raise StorageError(
+                    f"{out}/journal holds what does not fit this run: put a copy of it back"
+                ) from error
             books = self._storage.books
             self.recorder = Recorder(out, config, found.round, books, images, evaluated.features)
         except BaseException:

@@ -7,6 +7,7 @@ looked at: none of it can be of a later round than the checkpoint is.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,7 +23,7 @@ from server.line_file import read_line
 _BOOKS: Final = ("metrics.jsonl", "comm.jsonl")
 """Begun when there is a log; see `server.books`."""
 _TAIL_BYTES: Final = 1 << 16
-"""Of a file of lines, whose rounds grow; more than the longest line."""
+"""Of a file of lines, whose rounds grow, are looked at; more where a line is longer."""
 
 
 def check_not_further(out: Path, config: RunConfig, round_: int, *, checkpoint: bool) -> None:
@@ -82,11 +83,16 @@ def _last_round(path: Path) -> int:
     """The latest round that the end of a file of lines tells of; -1 without any."""
     if not path.exists():
         return -1
+    tail = _TAIL_BYTES
     with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _TAIL_BYTES))
-        lines = file.read().splitlines(keepends=True)
-    whole = [line for line in lines[size > _TAIL_BYTES :] if line.endswith(b"\n")]
+        size = file.seek(0, os.SEEK_END)
+        while True:
+            file.seek(max(0, size - tail))
+            lines = file.read().splitlines(keepends=True)
+            whole = [line for line in lines[tail < size :] if line.endswith(b"\n")]
+            if whole or tail >= size:
+                break
+            tail *= 2
     # Damage is named where the file is read whole.
     return max((_round(path, line) for line in whole), default=-1)
 

@@ -116,8 +116,10 @@ def _entries(path: Path, data: bytes) -> tuple[list[Entry], int]:
         line, _, payload = body.partition(b"\n")
         try:
             entries.append((json.loads(line), payload))
-        except ValueError as error:
-            raise StorageError(f"{path} holds an entry that is not JSON") from error
+        except (ValueError, RecursionError) as error:
+            raise StorageError(
+                f"{path} holds an entry that is not JSON: restore it from a copy"
+            ) from error
         end += _HEAD_BYTES + len(body)
     return entries, end
 

@@ -23,9 +23,10 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from common.config import RunConfig, load_config
-from common.errors import ConfigError, PayloadError, StorageError
+from common.errors import ConfigError, ProtocolError, StorageError
 from common.files import sealed, unsealed, write_atomically
 from common.state import GlobalState
+from server.entries import Header
 from server.evidence import check_not_further
 from server.frame_log import FrameLog
 from server.line_file import Mark
@@ -81,8 +82,11 @@ class Journal:
                     raise StorageError(f"{path} belongs to another run or round")
                 for entry, payload in entries[1:]:
                     found.apply(entry, payload)
-            except (PayloadError, ValueError, KeyError, TypeError) as error:
-                raise StorageError(f"{path} holds an entry unknown to this version") from error
+            except (ProtocolError, ValueError) as error:
+                raise StorageError(
+                    f"{path} holds an entry unknown to this version: put a copy of "
+                    f"{self._directory} back, or go on with the version that wrote it"
+                ) from error
             self._drop_other_logs(path)
         else:
             self._start_log(found.round)
@@ -221,17 +225,15 @@ class Journal:
             raise StorageError(f"{path} is corrupt: {error}: put a copy of it back") from error
         try:
             line, _, tensors = body.partition(b"\n")
-            header = json.loads(line)
+            header = Header.model_validate_json(line)
             arrays = safetensors.numpy.load(tensors)
-            state = GlobalState(header["round"], arrays.pop(_STATE))
-            members, metrics = tuple(header["members"]), header["metrics"]
-            marks = {name: Mark(*mark) for name, mark in header.get("marks", {}).items()}
-            point = Checkpoint(state, members, metrics, arrays, marks)
-            found = Recovered(point, header["partitions"], changes=header["changes"], marks=marks)
-            run = header["run"]
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            state = GlobalState(header.round, arrays.pop(_STATE))
+            marks = {name: Mark(*mark) for name, mark in header.marks.items()}
+            point = Checkpoint(state, header.members, header.metrics, arrays, marks)
+            found = Recovered(point, header.partitions, changes=header.changes, marks=marks)
+        except (SafetensorError, ValueError, KeyError) as error:
             raise StorageError(f"{path} is not a checkpoint that this version reads") from error
-        if run != self._run:
+        if header.run != self._run:
             raise StorageError(
                 f"{path} belongs to another run, or to a version with other defaults: finish it "
                 "with that version, or choose another --out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,16 @@ from common.cells import CellTable
 from common.report import Report
 from common.state import GlobalState
 from common.theory import MaskBits
+from server.entries import (
+    ENTRY,
+    BegunEntry,
+    CloseEntry,
+    ConfigEntry,
+    DiscardEntry,
+    OpenEntry,
+    PartitionEntry,
+    UpdateEntry,
+)
 from server.line_file import Mark
 from server.members import give_partition
 
@@ -99,31 +110,47 @@ class Recovered:
         """The round that is open or next."""
         return self.checkpoint.state.round if self.checkpoint else 0
 
-    def apply(self, entry: Mapping[str, Any], payload: bytes) -> None:
-        """Fold in one log entry, in the order of writing."""
-        kind = entry["kind"]
-        if kind == "partition":
-            give_partition(self.partitions, entry["client"], entry["index"])
-        elif kind == "open":
-            self.attempt, self.cohort = entry["attempt"], tuple(entry["cohort"])
-        elif kind == "update":
-            digest, sizes = bytes.fromhex(entry["digest"]), tuple(entry["sizes"])
-            bits = entry.get("bits")
-            classes = tuple(entry.get("classes", ()))
-            cells = CellTable.read(bytes.fromhex(entry.get("cells", "")))
-            report = Report(entry["loss"], bits and MaskBits(*bits), classes, cells)
-            came = entry.get("message_bytes", 0), entry.get("time", ""), entry.get("seconds", 0.0)
-            update = StoredUpdate(entry["client"], digest, sizes, report, payload, *came)
-            self.updates[update.client] = update
-            self.acknowledged.append((self.attempt, update))
-        elif kind == "discard":
-            self.attempt, self.cohort = entry["attempt"] + 1, ()
-            self.updates.clear()
-        elif kind == "close":
-            self.closing = True
-        elif kind == "begun":
-            self.marks[entry["file"]] = Mark()
-        elif kind == "config":
-            self.changes.append({"round": self.round, "changed": entry["changed"]})
-        else:
-            raise KeyError(kind)
+    def apply(self, raw: Mapping[str, Any], payload: bytes) -> None:
+        """Fold in one log entry, in the order of writing.
+
+        Raises:
+            ValueError, ProtocolError: no server writes such an entry, or not after the others.
+        """
+        entry = ENTRY.validate_python(raw)
+        match entry:
+            case PartitionEntry():
+                give_partition(self.partitions, entry.client, entry.index)
+            case OpenEntry():
+                _require(len(set(entry.cohort)) == len(entry.cohort))
+                self.attempt, self.cohort = entry.attempt, entry.cohort
+            case UpdateEntry():
+                _require(entry.client in self.cohort and entry.client not in self.updates)
+                update = _stored(entry, payload)
+                self.updates[update.client] = update
+                self.acknowledged.append((self.attempt, update))
+            case DiscardEntry():
+                _require(entry.attempt == self.attempt)
+                self.attempt, self.cohort = entry.attempt + 1, ()
+                self.updates.clear()
+            case CloseEntry():
+                self.closing = True
+            case BegunEntry():
+                self.marks[entry.file] = Mark()
+            case ConfigEntry():
+                changed = {key: [*pair] for key, pair in entry.changed.items()}
+                self.changes.append({"round": self.round, "changed": changed})
+
+
+def _stored(entry: UpdateEntry, payload: bytes) -> StoredUpdate:
+    digest = bytes.fromhex(entry.digest)
+    _require(sum(entry.sizes) == len(payload) and hashlib.sha256(payload).digest() == digest)
+    bits = MaskBits(*entry.bits) if entry.bits else None
+    cells = CellTable.read(bytes.fromhex(entry.cells))
+    report = Report(entry.loss, bits, entry.classes, cells)
+    came = entry.message_bytes, entry.time, entry.seconds
+    return StoredUpdate(entry.client, digest, entry.sizes, report, payload, *came)
+
+
+def _require(holds: bool) -> None:
+    if not holds:
+        raise ValueError("the journal contradicts itself")

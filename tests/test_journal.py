@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from pathlib import Path
 
@@ -24,7 +25,8 @@ SAID = Report(0.5, MaskBits(0.7, 0.1), (1, 2), CellTable.of([[0.5] * CODE_SIZE],
 
 
 def update(client: str, report: Report = SAID) -> StoredUpdate:
-    return StoredUpdate(client, client.encode() * 32, (3, 2), report, client.encode() * 5)
+    payload = client.encode() * 5
+    return StoredUpdate(client, hashlib.sha256(payload).digest(), (3, 2), report, payload)
 
 
 def reopened(out: Path, config: RunConfig) -> Recovered:

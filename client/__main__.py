@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from common.catalogue import SPECS
 from common.command_line import DataDir, log_to_stderr
 from common.errors import ConfigError, PrismError
+from common.files import failure_of
 
 
 def client(
@@ -132,33 +134,32 @@ def client(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if threads:
         torch.set_num_threads(threads)
-    try:
-        address = Address.parse(server)
-        check_security(address, secured=security.ca is not None, insecure=insecure)
-        private = PrivateData(
-            data, data_dir, PartitionChoice.parse(partition), choose_device(device), encoder_weights
-        )
-        store = ClientStore(state, name or security.proven_name())
-        transport = Transport(address, security)
-        guard = Guard(store.directory, max_epsilon)
-        process = Client(transport, private, store, guard, patience)
-    except PrismError as error:
-        raise SystemExit(f"prism client: {error}") from error
-    try:
-        process.run()
-    except PrismError as error:
-        process.leave()
-        raise SystemExit(f"prism client: {error}") from error
-    except KeyboardInterrupt:
-        # A second Ctrl-C must not be swallowed while the first one says goodbye.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        process.leave()
-        raise SystemExit(130) from None
-    finally:
-        transport.close()
-        store.close()
+    with contextlib.ExitStack() as at_the_end:
         if place is not None:
-            place.close()
+            at_the_end.callback(place.close)
+        try:
+            address = Address.parse(server)
+            check_security(address, secured=security.ca is not None, insecure=insecure)
+            choice, where = PartitionChoice.parse(partition), choose_device(device)
+            private = PrivateData(data, data_dir, choice, where, encoder_weights)
+            store = ClientStore(state, name or security.proven_name())
+            at_the_end.callback(store.close)
+            transport = Transport(address, security)
+            at_the_end.callback(transport.close)
+            guard = Guard(store.directory, max_epsilon)
+            process = Client(transport, private, store, guard, patience)
+        except (PrismError, OSError) as error:
+            raise SystemExit(f"prism client: {failure_of(error)}") from error
+        try:
+            process.run()
+        except (PrismError, OSError) as error:
+            process.leave()
+            raise SystemExit(f"prism client: {failure_of(error)}") from error
+        except KeyboardInterrupt:
+            # A second Ctrl-C must not be swallowed while the first one says goodbye.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            process.leave()
+            raise SystemExit(130) from None
 
 
 def main() -> None:

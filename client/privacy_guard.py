@@ -27,7 +27,7 @@ from client.release import Kept, Release, release_of
 from common.config import RunConfig
 from common.encoders import FeatureEncoder
 from common.errors import PrivacyError, StorageError
-from common.files import write_atomically
+from common.files import failure_of, write_atomically
 from common.state import GlobalState, Values
 
 MECHANISMS = ("moments", "mask-noise")
@@ -176,7 +176,13 @@ class Guard:
         entry = replace(entry, release=hashlib.sha256(content).hexdigest())
         ledger.append(entry)
         path = ledger.release_path(entry.release or "")
-        write_atomically(path, content)
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {path}: {failure_of(error)}; this release is in the ledger and "
+                "counts, though it is lost: make room before another is drawn"
+            ) from error
         log.info(
             "released %s of %d images once: epsilon %g, delta %g, record-level, "
             "replace-one, n public, entire run",

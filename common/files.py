@@ -28,8 +28,10 @@ def unsealed(data: bytes) -> bytes:
     return content
 
 
-def failure_of(error: OSError) -> str:
-    """What went wrong with which file, in one line."""
+def failure_of(error: BaseException) -> str:
+    """What went wrong, and with which file if it was one; in one line."""
+    if not isinstance(error, OSError):
+        return str(error)
     reason = error.strerror or str(error) or type(error).__name__
     return f"{error.filename}: {reason}" if error.filename else reason
 

@@ -11,6 +11,7 @@ import typer
 from common.catalogue import SPECS
 from common.command_line import DataDir, Override, log_to_stderr
 from common.errors import PrismError
+from common.files import failure_of
 
 
 def server(
@@ -93,8 +94,8 @@ def server(
                 evaluated=EvaluationOptions(eval_data, eval_data_dir, features),
             )
         )
-    except PrismError as error:
-        raise SystemExit(f"prism server: {error}") from error
+    except (PrismError, OSError) as error:
+        raise SystemExit(f"prism server: {failure_of(error)}") from error
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from common.address import Address, check_listen, check_security
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
-from common.files import write_atomically
+from common.files import failure_of, write_atomically
 from common.open_files import allow_connections
 from common.rpc.prism.v1.federation_pb2_grpc import add_FederationServicer_to_server
 from common.wire import SERVICE
@@ -116,7 +116,7 @@ async def serve(
     try:
         engine = Engine(config, out, evaluated)
     except OSError as error:
-        raise StorageError(f"cannot use {error.filename or out}: {error.strerror}") from error
+        raise StorageError(f"cannot use {out}: {failure_of(error)}") from error
     try:
         if engine.finished:
             log.info("the run in %s is finished: %d rounds", out, engine.rounds.round)
@@ -125,7 +125,10 @@ async def serve(
         with _signals(engine):
             await _serve(engine, address, out, files, admission, strangers, reflection, ready)
     except OSError as error:
-        raise StorageError(f"cannot write {out}: {error.strerror}") from error
+        raise StorageError(
+            f"cannot write {out}: {failure_of(error)}; what was acknowledged is safe, and the "
+            "same command goes on from there"
+        ) from error
     finally:
         await engine.close()
 

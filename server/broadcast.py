@@ -44,6 +44,7 @@ class Broadcast:
     def __init__(self, config: RunConfig, state: GlobalState) -> None:
         self._config = config
         self._down = config.codec.down
+        self._kind = (state.values.shape, state.values.dtype)
         self.restore(state, {})
 
     def publish(self, closed: Closed) -> GlobalState:
@@ -84,7 +85,9 @@ class Broadcast:
         return arrays if self._down != "keyframe" else {}
 
     def restore(self, state: GlobalState, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint; raises ValueError where it is of another run."""
+        if (state.values.shape, state.values.dtype) != self._kind:
+            raise ValueError(f"a state of {state.values.shape} {state.values.dtype}")
         self._links: deque[_Link] = deque(maxlen=HISTORY)
         self._residual = arrays.get("residual", np.zeros(state.dimension, dtype=np.int32))
         names = [name for name in arrays if name.startswith("step.")]

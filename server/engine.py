@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.config import RunConfig
 from common.downlink import StateStep, initial_state
-from common.errors import PayloadError, StorageError, WrongRound
+from common.errors import WrongRound
 from common.fingerprint import Fingerprint
 from common.report import Report
 from common.state import GlobalState
@@ -43,7 +43,7 @@ from server.members import Members, Parted, PartitionGiven
 from server.metrics import Metrics
 from server.progress import Progress
 from server.recorder import Recorder
-from server.recovered import Checkpoint, Recovered
+from server.recovered import Checkpoint, Recovered, fitting
 from server.rounds import Phase, Rounds
 from server.storage import Storage
 from server.traffic import Meter
@@ -82,12 +82,8 @@ class Engine:
         self._storage = Storage(out, config)
         try:
             found = self._storage.found
-            try:
+            with fitting(out):
                 self._restore(found)
-            except (PayloadError, LookupError, ValueError, TypeError) as error:
-                raise StorageError(
-                    f"{out}/journal holds what does not fit this run: put a copy of it back"
-                ) from error
             books = self._storage.books
             self.recorder = Recorder(out, config, found.round, books, images, evaluated.features)
         except BaseException:

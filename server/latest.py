@@ -83,12 +83,8 @@ class LatestWorker(Generic[Item]):
 
 def log_failure(log: logging.Logger, what: str, error: BaseException) -> None:
     """Say in one line what could not be done and why; with a traceback where that is a bug."""
-    if isinstance(error, OSError):
-        log.error("%s: %s", what, failure_of(error))
-    elif isinstance(error, PrismError):
-        log.error("%s: %s", what, error)
-    else:
-        log.error("%s: %s", what, error, exc_info=error)
+    bug = None if isinstance(error, (OSError, PrismError)) else error
+    log.error("%s: %s", what, failure_of(error), exc_info=bug)
 
 
 def lower_priority() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from common.cells import CellTable
+from common.errors import PayloadError, StorageError
 from common.report import Report
 from common.state import GlobalState
 from common.theory import MaskBits
@@ -139,6 +142,17 @@ class Recovered:
             case ConfigEntry():
                 changed = {key: [*pair] for key, pair in entry.changed.items()}
                 self.changes.append({"round": self.round, "changed": changed})
+
+
+@contextmanager
+def fitting(out: Path) -> Iterator[None]:
+    """For a block that takes up what was recovered; raises StorageError if that is another's."""
+    try:
+        yield
+    except (PayloadError, LookupError, ValueError, TypeError) as error:
+        raise StorageError(
+            f"{out}/journal holds what does not fit this run: put a copy of it back"
+        ) from error
 
 
 def _stored(entry: UpdateEntry, payload: bytes) -> StoredUpdate:

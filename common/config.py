@@ -51,6 +51,9 @@ class RunConfig(Section):
     schedule_rounds: Positive | None = None
     """Rounds over which the learning rate, annealing and sharpening take their course; after them
     all three stay as they ended. By default `rounds`, as it is when the run begins."""
+    start: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Digest of the state that training starts from, where that is another run's; `--from` sets
+    it. By default it follows from the seed."""
     method: Literal["prism", "fedpm", "fedavg"] = "prism"
     """What is trained: masks as in PRISM, masks as in FedPM, or weights."""
     alpha: Share = 0.0
@@ -179,14 +182,19 @@ class RunConfig(Section):
         return {**dumped, "schedule_rounds": self.schedule_length}
 
     def taking_up(self, held: RunConfig) -> RunConfig:
-        """This config, for a directory that holds a run: an extended one keeps its schedules.
+        """This config, for a directory that holds a run.
+
+        An extended run keeps its schedules, and one that started from another's state has done so.
 
         Args:
             held: the config that the run has had so far.
         """
+        kept: dict[str, Any] = {}
         if self.schedule_rounds is None and self.rounds != held.schedule_length:
-            return self.model_copy(update={"schedule_rounds": held.schedule_length})
-        return self
+            kept["schedule_rounds"] = held.schedule_length
+        if self.start is None:
+            kept["start"] = held.start
+        return self.model_copy(update=kept)
 
     def changes_since(self, held: RunConfig) -> dict[str, tuple[Any, Any]]:
         """Keys, with dots, that an earlier config has otherwise: what they were, and are."""

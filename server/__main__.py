@@ -21,6 +21,10 @@ def server(
         Path, typer.Option(help="The run's directory; a run that is there already goes on.")
     ],
     override: Override = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Start from the last state of another run's directory."),
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     client_ca: Annotated[
@@ -90,6 +94,7 @@ def server(
                 token_file=token_file,
                 insecure=insecure,
                 reflection=reflection,
+                start=start,
                 strangers=strangers,
                 evaluated=EvaluationOptions(eval_data, eval_data_dir, features),
             )

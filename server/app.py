@@ -32,6 +32,7 @@ from server.engine import Engine
 from server.evaluation import NO_EVALUATION, EvaluationOptions
 from server.interceptors import Gate
 from server.service import FederationService
+from server.start import start_from
 from server.strangers import Strangers
 from server.tls import CertificateFiles, Pems
 
@@ -74,6 +75,7 @@ async def serve(
     reflection: bool = False,
     evaluated: EvaluationOptions = NO_EVALUATION,
     strangers: Strangers | None = None,
+    start: Path | None = None,
     ready: Callable[[int], None] | None = None,
 ) -> None:
     """Serve one run until it is finished, or the process is told to stop.
@@ -94,6 +96,7 @@ async def serve(
         reflection: answer gRPC reflection.
         evaluated: which images the server has to compare the model with.
         strangers: who connects and makes no call, where that is known.
+        start: directory of another run, whose last state this one starts from.
         ready: is told the port once the server answers.
 
     Raises:
@@ -114,6 +117,8 @@ async def serve(
     check_listen(address)
     allow_connections(config.data.clients)
     try:
+        if start is not None:
+            config = start_from(config, start, out)
         engine = Engine(config, out, evaluated)
     except OSError as error:
         raise StorageError(f"cannot use {out}: {failure_of(error)}") from error

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from common.config import RunConfig
-from common.downlink import StateStep, initial_state
+from common.downlink import StateStep
 from common.errors import WrongRound
 from common.fingerprint import Fingerprint
 from common.report import Report
@@ -45,6 +45,7 @@ from server.progress import Progress
 from server.recorder import Recorder
 from server.recovered import Checkpoint, Recovered, fitting
 from server.rounds import Phase, Rounds
+from server.start import start_state
 from server.storage import Storage
 from server.traffic import Meter
 from server.upload import Upload
@@ -77,7 +78,7 @@ class Engine:
         # Before the directory is this run's: what can fail is tried first.
         images = evaluated.open(config)
         self.fingerprint = Fingerprint.of(config)
-        self.broadcast = Broadcast(config, initial_state(config))
+        self.broadcast = Broadcast(config, start_state(config, out))
         self._average = StateAverage(config, self.broadcast.state)
         self._storage = Storage(out, config)
         try:

@@ -6,6 +6,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from support import jsonl, running
@@ -80,12 +81,12 @@ def take_part(config: RunConfig, address: str, out: Path, index: int) -> None:
         store.close()
 
 
-async def federated(config: RunConfig, out: Path) -> Ended:
+async def federated(config: RunConfig, out: Path, **options: Any) -> Ended:
     """A real server and real clients over loopback gRPC, each client in a thread."""
     count, loop = config.data.clients, asyncio.get_running_loop()
     # Threads of their own: the default ones are the server's to decode in.
     with ThreadPoolExecutor(count) as threads:
-        async with running(config, out, to_the_end=True) as address:
+        async with running(config, out, to_the_end=True, **options) as address:
             ends = [
                 loop.run_in_executor(threads, take_part, config, address, out, index)
                 for index in range(count)

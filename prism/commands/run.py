@@ -21,6 +21,10 @@ def run(
         Path | None, typer.Option(help="The run's directory; by default runs/NAME.")
     ] = None,
     override: Override = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Start from the last state of another run's directory."),
+    ] = None,
     data: RunData = None,
     data_dir: DataDir = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda, for the clients.")] = "auto",
@@ -89,14 +93,14 @@ def run(
         cores = len(os.sched_getaffinity(0))
         options = ["--data", spec, "--device", device]
         options += ["--threads", str(threads or max(1, cores // count))]
-        server_options = []
+        server_options = [] if start is None else ["--from", str(start)]
         if resolved.output.evaluate_every and eval_data is None and spec.startswith("folder:"):
             raise ConfigError(
                 "output.evaluate_every would compare the model with the clients' own images: "
                 "give others with --eval-data, or output.evaluate_every=0"
             )
         if resolved.output.evaluate_every or eval_data is not None:
-            server_options = ["--eval-data", eval_data or spec, "--features", features]
+            server_options += ["--eval-data", eval_data or spec, "--features", features]
         if data_dir is not None:
             options += ["--data-dir", str(data_dir)]
             server_options += ["--eval-data-dir", str(data_dir)]

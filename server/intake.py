@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 from common.errors import Busy, PrismError, TransportError
+from server import heap
 from server.background import Background
 from server.events import Claimed, Ticket
 from server.rounds import Rounds
@@ -64,6 +65,11 @@ class Budget:
         self._free += amount
         self._next()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is held."""
+        return self._free == self._total
+
     def _next(self) -> None:
         while self._waiting and (self._waiting[0][1].done() or self._waiting[0][0] <= self._free):
             amount, turn = self._waiting.popleft()
@@ -84,6 +90,7 @@ class Intake:
         self._rounds = rounds
         self._work = work
         self._budget = Budget(BYTES)
+        self._passed = 0
         self._streams: Counter[str] = Counter()
         self._open = 0
         self._reading: dict[Ticket, asyncio.Timeout] = {}
@@ -152,6 +159,10 @@ class Intake:
             self._rounds.release(claimed)
             if self._newest.get(claimed.name) == claimed:
                 del self._newest[claimed.name]
+            self._passed += held
+            if self._budget.idle and self._passed >= heap.WORTH:
+                self._passed = 0
+                self._work.spawn(asyncio.to_thread(heap.give_back))
 
     async def read(self, upload: Upload, pieces: AsyncIterator[bytes]) -> None:
         """Take in the payload of an update, piece by piece.

@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from common.catalogue import SPECS
-from common.command_line import DataDir, log_to_stderr
+from common.command_line import DataDir
 from common.errors import ConfigError, PrismError
-from common.files import failure_of
+from common.logs import Format, Level, Log, LogFormat, LogLevel
 
 
 def client(
@@ -74,6 +74,8 @@ def client(
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds to keep trying to reach the server.")
     ] = 600.0,
+    log_level: Level = LogLevel.INFO,
+    log_format: Format = LogFormat.TEXT,
     check: Annotated[
         bool,
         typer.Option("--check", help="Only say what would keep this client from taking part."),
@@ -130,7 +132,7 @@ def client(
         if checks.problems:
             raise SystemExit(f"prism client: problems: {len(checks.problems)}; nothing was started")
         return
-    log_to_stderr()
+    log = Log(log_level, log_format)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if threads:
         torch.set_num_threads(threads)
@@ -149,12 +151,12 @@ def client(
             guard = Guard(store.directory, max_epsilon)
             process = Client(transport, private, store, guard, patience)
         except (PrismError, OSError) as error:
-            raise SystemExit(f"prism client: {failure_of(error)}") from error
+            raise log.ended("prism client", error) from error
         try:
             process.run()
         except (PrismError, OSError) as error:
             process.leave()
-            raise SystemExit(f"prism client: {failure_of(error)}") from error
+            raise log.ended("prism client", error) from error
         except KeyboardInterrupt:
             # A second Ctrl-C must not be swallowed while the first one says goodbye.
             signal.signal(signal.SIGINT, signal.SIG_DFL)

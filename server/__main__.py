@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from common.catalogue import SPECS
-from common.command_line import DataDir, Override, log_to_stderr
+from common.command_line import DataDir, Override
 from common.errors import PrismError
-from common.files import failure_of
+from common.logs import Format, Level, Log, LogFormat, LogLevel
 
 
 def server(
@@ -61,10 +61,13 @@ def server(
         str,
         typer.Option(help="With --eval-data: lenet (trained on those images), small, inception."),
     ] = "lenet",
+    log_level: Level = LogLevel.INFO,
+    log_format: Format = LogFormat.TEXT,
 ) -> None:
     """Run the server: open rounds, aggregate updates, keep the state.
 
-    Stopped or killed at any moment, the same command takes the run up where it was.
+    Stopped or killed at any moment, the same command takes the run up where it was. What it logs
+    is in OUT/logs/server.log, too.
 
     \b
     prism server configs/mnist.toml --bind 127.0.0.1:7070 --out runs/mnist
@@ -80,7 +83,7 @@ def server(
     from server.app import serve
     from server.evaluation import EvaluationOptions
 
-    log_to_stderr()
+    log = Log(log_level, log_format, held=True)
     try:
         asyncio.run(
             serve(
@@ -96,11 +99,12 @@ def server(
                 reflection=reflection,
                 start=start,
                 strangers=strangers,
+                claimed=lambda: log.into(out / "logs" / "server.log"),
                 evaluated=EvaluationOptions(eval_data, eval_data_dir, features),
             )
         )
     except (PrismError, OSError) as error:
-        raise SystemExit(f"prism server: {failure_of(error)}") from error
+        raise log.ended("prism server", error) from error
 
 
 def main() -> None:

@@ -76,6 +76,7 @@ async def serve(
     evaluated: EvaluationOptions = NO_EVALUATION,
     strangers: Strangers | None = None,
     start: Path | None = None,
+    claimed: Callable[[], None] | None = None,
     ready: Callable[[int], None] | None = None,
 ) -> None:
     """Serve one run until it is finished, or the process is told to stop.
@@ -97,6 +98,7 @@ async def serve(
         evaluated: which images the server has to compare the model with.
         strangers: who connects and makes no call, where that is known.
         start: directory of another run, whose last state this one starts from.
+        claimed: is called once the directory is this run's; may raise OSError.
         ready: is told the port once the server answers.
 
     Raises:
@@ -123,6 +125,8 @@ async def serve(
     except OSError as error:
         raise StorageError(f"cannot use {out}: {failure_of(error)}") from error
     try:
+        if claimed is not None:
+            claimed()
         if engine.finished:
             log.info("the run in %s is finished: %d rounds", out, engine.rounds.round)
             await engine.run()

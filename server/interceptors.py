@@ -224,6 +224,7 @@ class _Call:
         # A poll belongs to the round that it ends in: it may be what started it.
         summed = self._rpc in _SUMMED or not self.client
         round_ = self._engine.rounds.round if summed else self._round
+        log.debug("%s of %s: %s bytes", self._rpc, self.caller, self._meter.message)
         directions: tuple[Direction, ...] = ("up", "down")
         for direction in directions[self._meter.journalled :]:
             self._engine.recorder.traffic(

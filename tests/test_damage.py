@@ -19,6 +19,7 @@ import client.__main__
 import server.__main__
 from common.errors import PrismError, StorageError
 from common.files import sealed, unsealed
+from common.logs import Log, LogFormat
 from server.app import serve
 from server.engine import Engine
 from server.frame_log import FrameLog
@@ -86,11 +87,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return one, other
 
 
+class NoHandlers(Log):
+    """Says what a process ends with, and leaves the log of the tests as it is."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self._form = LogFormat.TEXT
+
+    def into(self, path: Path) -> None:
+        pass
+
+
 @pytest.fixture(autouse=True)
 def no_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What both do to a process that is all theirs."""
     for module in (client.__main__, server.__main__):
-        monkeypatch.setattr(module, "log_to_stderr", lambda: None)
+        monkeypatch.setattr(module, "Log", NoHandlers)
     monkeypatch.setattr("server.strangers.watch_grpc", lambda: None)
 
 

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from common.command_line import log_to_stderr
 from common.errors import ConfigError, PrismError
+from common.logs import Log
 from prism.relay.link import Link
 from prism.relay.shaping import Shape
 
@@ -50,7 +50,7 @@ def relay(
     prism relay --listen 127.0.0.1:7071 --to 127.0.0.1:7070 --log relay.jsonl
     prism relay --listen 0.0.0.0:7071 --to fl.example.org:7070 --rate 1mbit --delay 50ms
     """
-    log_to_stderr()
+    Log()
     try:
         asyncio.run(_run(listen, to, Shape.parse(rate, delay), log, address_file))
     except PrismError as error:

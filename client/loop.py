@@ -160,11 +160,11 @@ class Client:
             self._guard.check_report(self._config, made.report.loss)
             self._call(lambda: self._transport.submit(run_id, assignment, segments, made.report))
         except WrongRound as error:
-            log.info("round %d: %s; the server is at round %d", t, error, error.current)
-            # The assignment was made again meanwhile; what was made for the old one is void.
+            log.info("round %d: too late or for another place: %s", t, error)
+            # What was made for an assignment that is over is void.
             self._made = None
-        except NotInCohort:
-            log.info("round %d goes on without this client", t)
+        except NotInCohort as error:
+            log.info("round %d goes on without this client: %s", t, error)
         except AlreadyExists as error:
             log.warning("round %d: %s", t, error)
         else:
@@ -249,7 +249,7 @@ class Client:
                 self._enrol(self._fingerprint)
 
     def _patiently(self, call: Callable[[], Result]) -> Result:
-        """Make a call, backing off with full jitter while the server cannot be reached."""
+        """Make a call, backing off with full jitter while the server, or a place, is not there."""
         started, delay, troubled = time.monotonic(), 0.5, False
         while True:
             try:

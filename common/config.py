@@ -81,6 +81,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         self._check_classes()
+        if self.min_clients > self.start_clients:
+            raise ValueError("round.min_clients is more than round.start_clients")
         if self.codec.coordinates_per_round < 1 and self.codec.up != "flips":
             raise ValueError('codec.coordinates_per_round below 1 needs codec.up = "flips"')
         if self.method != "prism" and self.alpha > 0:
@@ -146,9 +148,19 @@ class RunConfig(Section):
         return self.schedule_rounds or self.rounds
 
     @property
+    def start_clients(self) -> int:
+        """Clients that are here before the first round opens, resolved."""
+        return self.round.start_clients or self.data.clients
+
+    @property
     def min_clients(self) -> int:
-        """Live clients before a round opens, resolved."""
-        return self.round.min_clients or self.data.clients
+        """Clients that are here before any later round opens, resolved."""
+        return self.round.min_clients or self.start_clients
+
+    @property
+    def grace_seconds(self) -> float:
+        """For which a client that is gone without a word is waited for, resolved."""
+        return self.round.grace_seconds or 0.0
 
     def run_id(self) -> bytes:
         """SHA-256 of the resolved config but for operational keys, the same for equal runs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from common.catalogue import DATA_SETS, attribute_classes
 
@@ -24,6 +24,9 @@ METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 SAMPLED_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"train": {"annealing": 0.0}}
 """Likewise where the exported mask is sampled: training then matches what sampled masks give."""
 
+GRACE_SECONDS: Final = 60.0
+"""For which clients that are gone are waited for, unless a deadline is shorter."""
+
 
 def with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
     """Fill in what is not given.
@@ -33,17 +36,36 @@ def with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
     """
     raw = _with_labels(raw)
     data, model = raw.get("data", {}), raw.get("model", {})
-    rounds = raw.get("round", {})
     if isinstance(data, dict) and isinstance(model, dict) and model.get("channels") is None:
         known = DATA_SETS.get(str(data.get("name", "digits")))
         raw = {**raw, "model": {**model, "channels": known.channels if known else 3}}
-    if isinstance(data, dict) and isinstance(rounds, dict) and not rounds.get("min_clients"):
-        raw = {**raw, "round": {**rounds, "min_clients": data.get("clients", 3)}}
+    raw = _with_rounds(raw)
     raw = _filled(raw, METHOD_DEFAULTS.get(str(raw.get("method")), {}))
     output = raw.get("output", {})
     if isinstance(output, dict) and output.get("mask") == "sample":
         raw = _filled(raw, SAMPLED_DEFAULTS)
     return raw
+
+
+def _with_rounds(raw: dict[str, Any]) -> dict[str, Any]:
+    """Fill in how many clients rounds need, and how long they wait for those who are gone."""
+    data, rounds = raw.get("data", {}), raw.get("round", {})
+    if not (isinstance(data, dict) and isinstance(rounds, dict)):
+        return raw
+    clients, start, least, grace, deadline = (
+        data.get("clients", 3),
+        rounds.get("start_clients"),
+        rounds.get("min_clients"),
+        rounds.get("grace_seconds"),
+        rounds.get("deadline_seconds", 600.0),
+    )
+    start = start or least or clients
+    if not least and isinstance(clients, int) and isinstance(start, int):
+        least = min(start, -(-clients // 2))
+    if grace is None and isinstance(deadline, int | float):
+        grace = min(GRACE_SECONDS, deadline)
+    given = {"start_clients": start, "min_clients": least, "grace_seconds": grace}
+    return {**raw, "round": {**rounds, **given}}
 
 
 def _with_labels(raw: dict[str, Any]) -> dict[str, Any]:

@@ -188,16 +188,25 @@ class PrivacyConfig(Section):
 class RoundConfig(Section):
     """How the server runs rounds; all of it may be changed when the server is started again."""
 
+    start_clients: Positive | None = None
+    """Clients that are here before the first round opens; by default `min_clients` where that is
+    given, else `data.clients`."""
     min_clients: Positive | None = None
-    """Live clients before a round opens; by default `data.clients`."""
+    """Clients that are here before any later round opens; by default half of `data.clients`."""
     participation: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the clients that are here who train in a round."""
-    quorum: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Share of the cohort whose updates suffice when the deadline passes."""
+    """Share of the clients that are here who are needed in a round."""
+    oversampling: Annotated[float, Field(ge=1, le=100)] = 1.0
+    """Ask this many times the clients that are needed, as far as there are so many; the round
+    closes once 1 / `oversampling` of those who were asked have answered."""
+    quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the updates that a round waits for which suffices when its deadline passes."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds after which a round closes with a quorum, or is run again."""
+    """Seconds after which a round closes with a quorum; who missed it is left out for a while."""
     lease_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Seconds without a sign of life after which a client counts as gone."""
+    grace_seconds: Annotated[float, Field(ge=0)] | None = None
+    """Seconds for which a client that is gone without a word, or was here before the server was
+    started again, is waited for; by default 60, and no longer than a deadline."""
 
 
 class OutputConfig(Section):

@@ -4,9 +4,8 @@
     comm.jsonl       one line a call and direction; polls and heartbeats one a round
 
 Exactly once there, since the journal knows them: each closed round, and each acknowledged update
-with its bytes, also of an attempt that was discarded. The line of an update is written once it is
-in the journal on the disk, and bears its attempt. Whatever a crash took away is written again from
-there.
+with its bytes. The line of an update is written once it is in the journal on the disk, and says
+that it was acknowledged. Whatever a crash took away is written again from there.
 
 What other calls moved is known to the process alone that answered them: a call is counted when it
 ends, polls and heartbeats when a round ends or the server stops. A server that is killed takes with
@@ -64,9 +63,9 @@ class Books:
             self._restore_updates(found, calls)
             undo.pop_all()
 
-    def stored(self, round_: int, attempt: int, update: StoredUpdate) -> None:
+    def stored(self, round_: int, update: StoredUpdate) -> None:
         """Write of an update as soon as the journal has it, with the next `write`."""
-        self._unwritten.append(_line(round_, attempt, update))
+        self._unwritten.append(_line(round_, update))
 
     def write(self) -> None:
         """Write of all updates that were stored; the journal has them. Raises OSError."""
@@ -105,25 +104,24 @@ class Books:
     def _restore_updates(self, found: Recovered, calls: list[dict[str, Any]]) -> None:
         """The updates of the open round, all of which the log has."""
         there = {
-            (line["attempt"], line.get("client"))
+            line.get("client")
             for line in calls
-            if line["round"] == found.round and "attempt" in line
+            if line["round"] == found.round and "acknowledged" in line
         }
-        known = {(attempt, update.client): update for attempt, update in found.acknowledged}
-        if unknown := there - known.keys():
-            attempt, client = min(unknown, key=str)
+        if unknown := there - found.updates.keys():
+            client = min(unknown, key=str)
             raise StorageError(
                 f"{self._comm.path} tells of an update of {client} to round {found.round} that the "
                 "journal does not know: put a copy of the whole run directory back"
             )
-        for (attempt, client), update in known.items():
+        for client, update in found.updates.items():
             # Versions that did not note the time wrote the line when the call ended.
-            if (attempt, client) not in there and update.time:
-                self.stored(found.round, attempt, update)
+            if client not in there and update.time:
+                self.stored(found.round, update)
         self.write()
 
 
-def _line(round_: int, attempt: int, update: StoredUpdate) -> dict[str, Any]:
+def _line(round_: int, update: StoredUpdate) -> dict[str, Any]:
     bits = update.report.bits
     return {
         "round": round_,
@@ -134,6 +132,6 @@ def _line(round_: int, attempt: int, update: StoredUpdate) -> dict[str, Any]:
         "message_bytes": update.message_bytes,
         "calls": 1,
         **(figures(bits) if bits else {}),
-        "attempt": attempt,
+        "acknowledged": True,
         "time": update.time,
     }

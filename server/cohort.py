@@ -1,15 +1,16 @@
-"""One attempt at a round: who was drawn, and how far each one's update has come. Pure.
+"""One round's cohort: who is asked to train, and how far each one's update has come. Pure.
 
-No call but `submitted` looks at every name.
+No call but `replace` and `submitted` looks at every name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from server.events import Ticket
+from common.errors import AlreadyExists, WrongRound
+from server.events import Claimed, Ticket
 
 
 class Stage(StrEnum):
@@ -27,18 +28,23 @@ class _Slot:
 
 
 class Cohort:
-    """The clients of one attempt, and their updates.
+    """The clients of one round, and their updates.
 
     Args:
-        names: of those who were drawn, sorted.
+        round_: that they are asked in.
+        names: of those who are asked, by rank.
         absent: those of them who are not here.
 
     Attributes:
-        names: as given; a name's place is its rank.
+        names: as given, but for those who were replaced.
         storing: updates that are on their way to the disk.
     """
 
-    def __init__(self, names: Iterable[str] = (), absent: Iterable[str] = ()) -> None:
+    def __init__(
+        self, round_: int = 0, names: Iterable[str] = (), absent: Iterable[str] = ()
+    ) -> None:
+        self._round = round_
+        self._serial = 0
         self.names = tuple(names)
         self.storing = 0
         self._ranks = {name: rank for rank, name in enumerate(self.names)}
@@ -49,24 +55,64 @@ class Cohort:
     # Who
 
     def rank(self, name: str) -> int | None:
-        """Place in the cohort; None for a name that was not drawn."""
+        """Place in the cohort; None for a name that is not asked."""
         return self._ranks.get(name)
 
-    def parted(self, name: str) -> None:
-        """A client is not here any more."""
-        if name in self._pending:
-            self._absent.add(name)
+    def give_up(self, *names: str) -> None:
+        """Wait no longer for clients that are gone, or late; their updates are welcome still."""
+        self._absent.update(name for name in names if name in self._pending)
 
     def returned(self, name: str) -> None:
         """A client is here, for the first time or again."""
         self._absent.discard(name)
 
+    def replace(self, others: Mapping[str, str]) -> None:
+        """Give the places of clients whose update is not in, and not being stored, to others.
+
+        Args:
+            others: who gets the place, by whose it was; they are here.
+        """
+        pending = {others.get(name, name) for name in self._pending}
+        self.names = tuple(others.get(name, name) for name in self.names)
+        self._ranks = {name: rank for rank, name in enumerate(self.names)}
+        self._pending = dict.fromkeys(name for name in self.names if name in pending)
+        self._absent.difference_update(others)
+        for name in others:
+            self._slots.pop(name, None)
+
     # Their updates
 
-    def ticket(self, name: str) -> Ticket | None:
-        """Of the newest update of a name, if there is one."""
+    def ticket(self, name: str, digest: bytes) -> Ticket:
+        """A new one, for an update of a name that is asked."""
+        self._serial += 1
+        return Ticket(self._serial, name, self._round, self._ranks[name], digest)
+
+    def check_place(self, name: str, place: tuple[int, int]) -> None:
+        """Compare the (rank, cohort size) that an update was made for with those of its client.
+
+        Raises:
+            WrongRound: they differ.
+        """
+        rank, size = self._ranks[name], len(self.names)
+        if place != (rank, size):
+            raise WrongRound(
+                f"the update was made for rank {place[0]} of {place[1]}, but {name} is {rank} "
+                f"of {size} in round {self._round}",
+                self._round,
+            )
+
+    def claimed(self, name: str, digest: bytes) -> Claimed | None:
+        """Why an update of a name need not be sent; None if it is.
+
+        Raises:
+            AlreadyExists: a different one is in, or being stored.
+        """
         slot = self._slots.get(name)
-        return slot.ticket if slot else None
+        if slot is None or slot.stage is Stage.UPLOADING:
+            return None
+        if slot.ticket.digest != digest:
+            raise AlreadyExists(f"a different update of {name} for round {self._round} is in")
+        return Claimed.DUPLICATE if slot.stage is Stage.IN else Claimed.STORING
 
     def stage(self, name: str) -> Stage | None:
         """How far the newest update of a name has come; None if there is none."""
@@ -103,8 +149,13 @@ class Cohort:
 
     @property
     def missing(self) -> int:
-        """How many are here and have their update not in."""
+        """How many updates are still waited for."""
         return len(self._pending) - len(self._absent)
+
+    @property
+    def replaceable(self) -> list[str]:
+        """Names whose update is not in, those first who are not waited for."""
+        return sorted(self._pending, key=lambda name: name not in self._absent)
 
     @property
     def submitted(self) -> tuple[str, ...]:

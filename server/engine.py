@@ -12,6 +12,7 @@ import logging
 import math
 import secrets
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from common.config import RunConfig
@@ -22,6 +23,7 @@ from common.report import Report
 from common.state import GlobalState
 from server.aggregate import Closed
 from server.attempt import Attempt
+from server.attendance import Absence
 from server.average import ModelSource, StateAverage
 from server.background import Background, durable, wait_for
 from server.broadcast import Broadcast
@@ -29,11 +31,13 @@ from server.evaluation import NO_EVALUATION, EvaluationOptions
 from server.events import (
     Assignment,
     Closing,
-    Discarded,
     Effects,
     Finished,
     Interrupted,
+    Missed,
     Opened,
+    Phase,
+    Replaced,
     Wait,
 )
 from server.figures import Rows, named
@@ -44,7 +48,7 @@ from server.metrics import Metrics
 from server.progress import Progress
 from server.recorder import Recorder
 from server.recovered import Checkpoint, Recovered, fitting
-from server.rounds import Phase, Rounds
+from server.rounds import Rounds
 from server.start import start_state
 from server.storage import Storage
 from server.traffic import Meter
@@ -98,7 +102,10 @@ class Engine:
         """Take up the state, the members and the open round of the previous process."""
         now = time.monotonic()
         members = Members(
-            self.config.data.clients, self.config.round.lease_seconds, found.partitions
+            self.config.data.clients,
+            self.config.round.lease_seconds,
+            self.config.grace_seconds,
+            found.partitions,
         )
         before = set(found.cohort)
         self.measured: Rows = {}
@@ -108,19 +115,16 @@ class Engine:
             before |= set(found.checkpoint.members)
             self.measured = found.checkpoint.metrics.get("updates", {})
         members.await_return(now, before)
-        self.rounds = Rounds(self.config, members, found.round)
+        self.rounds = Rounds(self.config, members, found.round, found.absences)
         self._attempt: Attempt | None = None
-        self._interrupted: tuple[int, Interrupted | None] = (found.attempt, None)
+        self._interrupted: Interrupted | None = None
         if found.cohort:
             self._attempt = Attempt(self.config, self.broadcast.state, len(found.cohort), now)
             for update in found.updates.values():
                 rank = found.cohort.index(update.client)
                 self._attempt.fold(self._attempt.decode(update, rank), update, rank)
             digests = {name: update.digest for name, update in found.updates.items()}
-            self._interrupted = (
-                found.attempt,
-                Interrupted(found.cohort, digests, found.closing),
-            )
+            self._interrupted = Interrupted(found.cohort, digests, found.closing, found.draw)
         if found.checkpoint is not None or found.cohort:
             log.info("resumed at round %d with %d updates in", found.round, len(found.updates))
 
@@ -142,6 +146,10 @@ class Engine:
     def live(self) -> tuple[str, ...]:
         """Names of the clients that are here, sorted."""
         return self.rounds.members.live(time.monotonic())
+
+    def absences(self) -> Mapping[str, Absence]:
+        """Who missed the last deadline that it was asked to meet, and until when it is left out."""
+        return self.rounds.attendance.absences
 
     async def join(
         self, name: str, instance: bytes, wants_partition: bool
@@ -203,7 +211,7 @@ class Engine:
 
         Raises:
             PayloadError: the payload is not what its header declares, or does not decode.
-            WrongRound, AlreadyExists: as in `Rounds.check`.
+            WrongRound, NotInCohort, AlreadyExists: as in `Rounds.check`.
         """
         ticket, attempt = upload.ticket, self._current_attempt()
         seconds = attempt.age(time.monotonic())
@@ -214,7 +222,7 @@ class Engine:
         meter.journalled = True
 
         def store() -> None:
-            self._storage.store(ticket.round, ticket.attempt, update)
+            self._storage.store(ticket.round, update)
             attempt.fold(contribution, update, ticket.rank)
 
         async def commit() -> None:
@@ -236,8 +244,7 @@ class Engine:
         if self.finished:
             self.recorder.finish(self._average.source)
             return
-        attempt, earlier = self._interrupted
-        await self._apply(self.rounds.start(time.monotonic(), attempt, earlier))
+        await self._apply(self.rounds.start(time.monotonic(), self._interrupted))
         while not (self._work.stopping or self.finished):
             await self._wait_for_event()
         self._work.raise_failure()
@@ -279,28 +286,22 @@ class Engine:
         written: asyncio.Future[None] | None = None
         for effect in effects:
             match effect:
-                case Opened(round_, attempt, cohort):
+                case Opened(round_, cohort):
                     state, size = self.broadcast.state, len(cohort)
                     self._attempt = Attempt(self.config, state, size, time.monotonic())
-                    written = self._work.write(self._storage.journal.append_open, attempt, cohort)
+                    written = self._work.write(self._storage.journal.append_open, 0, cohort)
                     self._work.calls.wake(*cohort)
-                    again = f", attempt {attempt + 1}" if attempt else ""
-                    log.info(
-                        "round %d is open for %d clients%s, state %s",
-                        round_,
-                        size,
-                        again,
-                        self.broadcast.digest.hex()[:12],
-                    )
-                case Discarded(round_, attempt, received, needed):
-                    self.intake.end_all()
-                    written = self._work.write(self._storage.journal.append_discard, attempt)
-                    log.warning(
-                        "round %d: %d updates and no more to come, %d needed; run again",
-                        round_,
-                        received,
-                        needed,
-                    )
+                    digest = self.broadcast.digest.hex()[:12]
+                    log.info("round %d is open for %d clients, state %s", round_, size, digest)
+                case Missed(round_, names):
+                    written = self._work.write(self._storage.journal.append_missed, names)
+                    self._progress.missed(round_, {n: self.absences()[n] for n in names})
+                case Replaced(round_, draw, cohort, others):
+                    written = self._work.write(self._storage.journal.append_open, draw, cohort)
+                    for name in others:
+                        self.intake.end(name)
+                    self._work.calls.wake(*others, *others.values())
+                    self._progress.replaced(round_, others)
                 case Closing():
                     self.intake.end_all()
                     written = self._work.write(self._storage.journal.append_close)
@@ -324,7 +325,8 @@ class Engine:
         closed = await self._work.write(attempt.close, self._storage.journal.updates)
         state, source, metrics = await asyncio.to_thread(self._publish, attempt, closed)
         arrays = {**self.broadcast.snapshot(), **self._average.snapshot()}
-        point = Checkpoint(state, self.live(), metrics.line(), arrays)
+        absences = dict(self.absences())
+        point = Checkpoint(state, self.live(), metrics.line(), arrays, absences=absences)
         await self._work.write(self._storage.checkpoint, point)
         self.measured = metrics.updates
         self.recorder.closed(metrics, source)

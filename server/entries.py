@@ -32,10 +32,10 @@ class PartitionEntry(_Word):
 
 
 class OpenEntry(_Word):
-    """A cohort was drawn, sorted by name."""
+    """A cohort was drawn, or others were given places in it."""
 
     kind: Literal["open"]
-    attempt: Annotated[Count, Field(strict=True)]
+    draw: Annotated[Count, Field(strict=True)]
     cohort: Annotated[tuple[Client, ...], Field(min_length=1)]
 
 
@@ -55,15 +55,15 @@ class UpdateEntry(_Word):
     seconds: Annotated[float, Field(ge=0)] = 0.0
 
 
-class DiscardEntry(_Word):
-    """The open attempt ended below quorum."""
+class MissedEntry(_Word):
+    """A deadline passed without the updates of some."""
 
-    kind: Literal["discard"]
-    attempt: Annotated[Count, Field(strict=True)]
+    kind: Literal["missed"]
+    clients: Annotated[tuple[Client, ...], Field(min_length=1)]
 
 
 class CloseEntry(_Word):
-    """The open attempt takes no more updates."""
+    """The open round takes no more updates."""
 
     kind: Literal["close"]
 
@@ -83,7 +83,7 @@ class ConfigEntry(_Word):
 
 
 Entry = Annotated[
-    PartitionEntry | OpenEntry | UpdateEntry | DiscardEntry | CloseEntry | BegunEntry | ConfigEntry,
+    PartitionEntry | OpenEntry | UpdateEntry | MissedEntry | CloseEntry | BegunEntry | ConfigEntry,
     Field(discriminator="kind"),
 ]
 ENTRY: Final[TypeAdapter[Entry]] = TypeAdapter(Entry)
@@ -99,3 +99,4 @@ class Header(_Word):
     metrics: dict[str, Any]
     changes: list[dict[str, Any]] = []
     marks: dict[str, tuple[Count, Digest]] = {}
+    absences: dict[Client, tuple[Annotated[Count, Field(ge=1)], Count]] = {}

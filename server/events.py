@@ -9,23 +9,46 @@ from enum import StrEnum
 from server.members import Parted, PartitionGiven
 
 
+class Phase(StrEnum):
+    """Where a round stands; see `rounds`."""
+
+    WAITING = "waiting"
+    OPEN = "open"
+    CLOSING = "closing"
+    FINISHED = "finished"
+
+
 @dataclass(frozen=True)
 class Opened:
     """A cohort was drawn: remember it, and get ready to fold its updates."""
 
     round: int
-    attempt: int
     cohort: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Discarded:
-    """The deadline passed below quorum: forget the updates; the round is run again."""
+class Missed:
+    """A deadline passed without the updates of some: remember whose."""
 
     round: int
-    attempt: int
-    received: int
-    needed: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Below a quorum, others were given places in the cohort: remember it.
+
+    Attributes:
+        round: that is open.
+        draw: how often this happened in this round.
+        cohort: as it is now, by rank; what is folded stays so.
+        others: who got the place, by whose it was.
+    """
+
+    round: int
+    draw: int
+    cohort: tuple[str, ...]
+    others: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -33,11 +56,10 @@ class Closing:
     """No more updates: aggregate those of `clients`, make the result durable, say so."""
 
     round: int
-    attempt: int
     clients: tuple[str, ...]
 
 
-Effect = Opened | Discarded | Closing | PartitionGiven | Parted
+Effect = Opened | Missed | Replaced | Closing | PartitionGiven | Parted
 Effects = tuple[Effect, ...]
 
 
@@ -69,12 +91,11 @@ class Finished:
 
 @dataclass(frozen=True)
 class Ticket:
-    """The right to store one update: one per (round, attempt, client), the newest counts."""
+    """The right to store one update: one per (round, client), the newest counts."""
 
     serial: int
     name: str
     round: int
-    attempt: int
     rank: int
     digest: bytes
 
@@ -88,14 +109,16 @@ class Claimed(StrEnum):
 
 @dataclass(frozen=True)
 class Interrupted:
-    """An attempt that an earlier process of the server left open.
+    """A round that an earlier process of the server left open.
 
     Attributes:
-        cohort: the names that were drawn.
+        cohort: the names that are asked, by rank.
         submitted: digest of each update that was acknowledged, by name.
         closing: whether the round had been closed to further updates.
+        draw: how often others were asked in place of some.
     """
 
     cohort: tuple[str, ...]
     submitted: Mapping[str, bytes]
     closing: bool
+    draw: int = 0

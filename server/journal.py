@@ -26,6 +26,7 @@ from common.config import RunConfig, load_config
 from common.errors import ConfigError, ProtocolError, StorageError
 from common.files import sealed, unsealed, write_atomically
 from common.state import GlobalState
+from server.attendance import Absence
 from server.entries import Header
 from server.evidence import check_not_further
 from server.frame_log import FrameLog
@@ -104,9 +105,9 @@ class Journal:
         self._append({"kind": "partition", "client": client, "index": index})
         give_partition(self._partitions, client, index)
 
-    def append_open(self, attempt: int, cohort: tuple[str, ...]) -> None:
-        """Remember who was drawn."""
-        self._append({"kind": "open", "attempt": attempt, "cohort": cohort})
+    def append_open(self, draw: int, cohort: tuple[str, ...]) -> None:
+        """Remember who is asked; updates that are in stay in."""
+        self._append({"kind": "open", "draw": draw, "cohort": cohort})
 
     def append_update(self, update: StoredUpdate) -> None:
         """Remember an update; it may be acknowledged once `sync` returns."""
@@ -126,7 +127,7 @@ class Journal:
         self._append(entry, update.payload)
 
     def updates(self) -> Mapping[str, StoredUpdate]:
-        """The updates of the open attempt by name, read back from the disk.
+        """The updates of the open round by name, read back from the disk.
 
         Raises:
             StorageError: they cannot be read back.
@@ -138,12 +139,12 @@ class Journal:
             found.apply(entry, payload)
         return found.updates
 
-    def append_discard(self, attempt: int) -> None:
-        """Forget the updates of an attempt."""
-        self._append({"kind": "discard", "attempt": attempt})
+    def append_missed(self, clients: tuple[str, ...]) -> None:
+        """Remember who missed a deadline."""
+        self._append({"kind": "missed", "clients": clients})
 
     def append_close(self) -> None:
-        """Remember that the open attempt takes no more updates."""
+        """Remember that the open round takes no more updates."""
         self._append({"kind": "close"})
 
     def sync(self) -> None:
@@ -166,6 +167,7 @@ class Journal:
             "metrics": point.metrics,
             "changes": self._changes,
             "marks": point.marks,
+            "absences": {name: [a.missed, a.round] for name, a in point.absences.items()},
         }
         arrays = {**point.arrays, _STATE: point.state.values}
         body = json.dumps(header).encode() + b"\n" + safetensors.numpy.save(arrays)
@@ -229,8 +231,14 @@ class Journal:
             arrays = safetensors.numpy.load(tensors)
             state = GlobalState(header.round, arrays.pop(_STATE))
             marks = {name: Mark(*mark) for name, mark in header.marks.items()}
-            point = Checkpoint(state, header.members, header.metrics, arrays, marks)
-            found = Recovered(point, header.partitions, changes=header.changes, marks=marks)
+            absences = {name: Absence(*numbers) for name, numbers in header.absences.items()}
+            found = Recovered(
+                Checkpoint(state, header.members, header.metrics, arrays, marks, dict(absences)),
+                header.partitions,
+                absences=absences,
+                changes=header.changes,
+                marks=marks,
+            )
         except (SafetensorError, ValueError, KeyError) as error:
             raise StorageError(f"{path} is not a checkpoint that this version reads") from error
         if header.run != self._run:

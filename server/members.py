@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
-from common.errors import AlreadyExists, ProtocolError, RunMismatch, SessionUnknown
+from common.errors import AlreadyExists, Busy, ProtocolError, SessionUnknown
 
 INSTANCE_BYTES: Final = 16
 NAME_LENGTH: Final = 64
-REJOIN_SECONDS: Final = 60.0
-"""How long a restarted server holds the place of those who were here before."""
+RETRY_SECONDS: Final = 10.0
+"""When a client that found no data partition is to ask again, at the latest."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Parted:
     reason: str
 
 
+MemberEffects = tuple[PartitionGiven | Parted, ...]
+
+
 @dataclass
 class _Member:
     session: str
@@ -52,14 +56,21 @@ class Members:
     Args:
         partition_count: data partitions that can be handed out.
         lease_seconds: how long a silent client counts as live.
+        grace_seconds: how long one is waited for whose lease ran out, or who was here before the
+            server was restarted.
         partitions: index by name, as an earlier process of the server handed them out.
     """
 
     def __init__(
-        self, partition_count: int, lease_seconds: float, partitions: Mapping[str, int]
+        self,
+        partition_count: int,
+        lease_seconds: float,
+        grace_seconds: float,
+        partitions: Mapping[str, int],
     ) -> None:
         self.partition_count = partition_count
         self.lease_seconds = lease_seconds
+        self.grace_seconds = grace_seconds
         self._partitions = dict(partitions)
         self._members: dict[str, _Member] = {}
         self._sessions: dict[str, str] = {}
@@ -67,37 +78,39 @@ class Members:
         # (when, session), soonest first. A renewal leaves its entry as it is: when that comes up
         # it is put back if the lease runs longer by then, and dropped if the session has ended.
         self._leases: list[tuple[float, str]] = []
-        self._awaited: set[str] = set()
-        self._awaited_until = math.inf
+        self._awaited: dict[str, float] = {}
+        # (when, name), soonest first; an entry of who came back, or was given up, is dropped.
+        self._returns: list[tuple[float, str]] = []
+        self._held_until = -math.inf
         # Indices that nobody was ever given, the lowest last.
         given = set(self._partitions.values())
         self._unused = [i for i in reversed(range(partition_count)) if i not in given]
 
     def await_return(self, now: float, names: Iterable[str]) -> None:
         """Hold the place of clients that were here before the server was restarted."""
-        self._awaited = set(names)
-        self._awaited_until = now + max(REJOIN_SECONDS, self.lease_seconds)
+        self._held_until = now + self.grace_seconds
+        for name in sorted(names):
+            self._await(name, self._held_until)
 
     def join(
         self, now: float, name: str, instance: bytes, session: str, wants_partition: bool
-    ) -> tuple[PartitionGiven, ...]:
+    ) -> MemberEffects:
         """Enrol a client; one of the same name and instance is replaced.
 
         Raises:
             ProtocolError: the name or the instance is malformed.
             AlreadyExists: another live instance holds the name.
-            RunMismatch: all partitions are held by clients that are here.
+            Busy: all partitions are held by clients that are here, or are waited for after a
+                restart.
         """
         check_identity(name, instance)
         held = self._members.get(name)
         if held and held.instance != instance and held.expires > now:
             raise AlreadyExists(f"another live client is called {name}: choose another name")
-        given: tuple[PartitionGiven, ...] = ()
+        changes: MemberEffects = ()
         if wants_partition and name not in self._partitions:
-            given = (PartitionGiven(name, self._free_partition(now)),)
-
-        for partition in given:
-            self._take_partition(partition)
+            given = PartitionGiven(name, self._free_partition(now))
+            changes = (given, *self._take_partition(given))
         if held:
             del self._sessions[held.session]
         elif name not in self._awaited and self.count >= self.partition_count:
@@ -106,8 +119,8 @@ class Members:
         self._members[name] = _Member(session, instance, expires)
         self._sessions[session] = name
         heapq.heappush(self._leases, (expires, session))
-        self._awaited.discard(name)
-        return given
+        self._awaited.pop(name, None)
+        return changes
 
     def is_idle(self, session: str) -> bool:
         """Whether a client does not count as here before it asks; raises SessionUnknown."""
@@ -137,18 +150,21 @@ class Members:
         return name
 
     def expire(self, now: float) -> tuple[Parted, ...]:
-        """Drop those whose lease has run out, and the places that were held for too long."""
+        """Drop those whose lease has run out, and wait no longer for those who did not return."""
         gone = []
         while self._next_lease() <= now:
             _, session = heapq.heappop(self._leases)
             name = self._sessions.pop(session)
             del self._members[name]
-            self._idle.discard(name)
             gone.append(Parted(name, "its lease ran out"))
-        if self._awaited and self._awaited_until <= now:
-            late = sorted(self._awaited)
-            gone += [Parted(name, "it did not come back after a restart") for name in late]
-            self._awaited.clear()
+            if name in self._idle:
+                self._idle.discard(name)
+            elif self.grace_seconds > 0:
+                self._await(name, now + self.grace_seconds)
+        while self._next_return() <= now:
+            _, name = heapq.heappop(self._returns)
+            del self._awaited[name]
+            gone.append(Parted(name, f"it did not come back within {self.grace_seconds:g} s"))
         return tuple(gone)
 
     def has(self, session: str) -> bool:
@@ -159,6 +175,11 @@ class Members:
         """The session of a name, if it has one."""
         member = self._members.get(name)
         return None if member is None else member.session
+
+    def give_up(self, names: Iterable[str]) -> None:
+        """Wait no longer for some to come back."""
+        for name in names:
+            self._awaited.pop(name, None)
 
     def name_of(self, session: str) -> str:
         """Whose session it is.
@@ -178,11 +199,11 @@ class Members:
 
     @property
     def awaits(self) -> bool:
-        """Whether anybody's place is held after a restart; until `expire` is called, likewise."""
+        """Whether anybody is waited for to come back; until `expire` is called, likewise."""
         return bool(self._awaited)
 
     def here(self, name: str) -> bool:
-        """Whether a name counts as here or has its place held; both until `expire`, likewise."""
+        """Whether a name counts as here or is waited for; both until `expire`, likewise."""
         return name in self._members or name in self._awaited
 
     def live(self, now: float) -> tuple[str, ...]:
@@ -190,8 +211,22 @@ class Members:
         return tuple(sorted(self._leased(now) - self._idle))
 
     def awaited(self, now: float) -> tuple[str, ...]:
-        """Names that were here before a restart and may yet come back, sorted."""
-        return tuple(sorted(self._awaited)) if self._awaited_until > now else ()
+        """Names that are gone without a word and may yet come back, sorted."""
+        return tuple(sorted(name for name, until in self._awaited.items() if until > now))
+
+    def waits(self, now: float, needed: int, known: Iterable[str]) -> str:
+        """For whom it is to wait before a round opens, in words.
+
+        Args:
+            now: seconds.
+            needed: clients.
+            known: names that are expected besides those who have a partition.
+        """
+        if self.count >= needed:
+            return f"waiting for {some(self.awaited(now))} to come back"
+        gone = sorted({*known, *self._partitions} - self._members.keys())
+        who = f"; missing: {some(gone)}" if gone else ""
+        return f"waiting for clients, {self.count} of {needed} are here{who}"
 
     def _leased(self, now: float) -> set[str]:
         return {name for name, member in self._members.items() if member.expires > now}
@@ -200,29 +235,54 @@ class Members:
         """One that nobody was given, else one of a client that is gone."""
         if self._unused:
             return self._unused[-1]
-        here = {*self._leased(now), *self._awaited}
-        held = {index for name, index in self._partitions.items() if name in here}
-        free = set(range(self.partition_count)) - held
+        awaited = set(self.awaited(now)) if now < self._held_until else set()
+        here = awaited.union(self._leased(now))
+        held = {index: name for name, index in self._partitions.items() if name in here}
+        free = set(range(self.partition_count)).difference(held)
         if not free:
-            raise RunMismatch(
-                f"all {self.partition_count} partitions are held by clients that are here: "
-                f"bring other data, or start the run with more data.clients"
-            )
+            raise self._full(now, sorted(held.values()), awaited)
         return min(free)
 
-    def _take_partition(self, given: PartitionGiven) -> None:
+    def _full(self, now: float, holders: list[str], awaited: set[str]) -> Busy:
+        """Who holds the partitions, for one who wants one."""
+        line = f"all {self.partition_count} data partitions are held, by {some(holders)}"
+        if late := [name for name in holders if name in awaited]:
+            left = self._held_until - now
+            why = f"the server was restarted and waits {math.ceil(left)} s for {some(late)}"
+            return Busy(f"{line}; {why}", min(left, RETRY_SECONDS))
+        why = "bring other data, or start a run with more data.clients"
+        return Busy(f"{line}; {why}", RETRY_SECONDS)
+
+    def _take_partition(self, given: PartitionGiven) -> tuple[Parted, ...]:
+        """Give it away; nobody waits any longer for the one whose it was."""
         if self._unused:
             self._partitions[given.name] = self._unused.pop()
-        else:
-            give_partition(self._partitions, given.name, given.index)
+            return ()
+        before = [n for n in self._awaited if self._partitions.get(n) == given.index]
+        self.give_up(before)
+        give_partition(self._partitions, given.name, given.index)
+        return tuple(Parted(name, f"{given.name} has its data partition") for name in before)
 
     def partition(self, name: str) -> int | None:
         """The data partition of a name, if it has one."""
         return self._partitions.get(name)
 
     def next_expiry(self) -> float:
-        """When the next lease or held place runs out; infinity without any."""
-        return min(self._next_lease(), self._awaited_until if self._awaited else math.inf)
+        """When the next lease or wait runs out; infinity without any."""
+        return min(self._next_lease(), self._next_return())
+
+    def _await(self, name: str, until: float) -> None:
+        self._awaited[name] = until
+        heapq.heappush(self._returns, (until, name))
+
+    def _next_return(self) -> float:
+        """When the first wait runs out; its entry is the first of the queue then."""
+        while self._returns:
+            until, name = self._returns[0]
+            if self._awaited.get(name) == until:
+                return until
+            heapq.heappop(self._returns)
+        return math.inf
 
     def _next_lease(self) -> float:
         """When the first lease runs out; its entry is the first of the queue then."""
@@ -256,3 +316,9 @@ def give_partition(partitions: dict[str, int], name: str, index: int) -> None:
     for other in [other for other, held in partitions.items() if held == index]:
         del partitions[other]
     partitions[name] = index
+
+
+def some(names: Collection[str]) -> str:
+    """The first few names, for a person."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(islice(names, 3)) + more

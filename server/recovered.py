@@ -16,12 +16,13 @@ from common.errors import PayloadError, StorageError
 from common.report import Report
 from common.state import GlobalState
 from common.theory import MaskBits
+from server.attendance import Absence, missed_again
 from server.entries import (
     ENTRY,
     BegunEntry,
     CloseEntry,
     ConfigEntry,
-    DiscardEntry,
+    MissedEntry,
     OpenEntry,
     PartitionEntry,
     UpdateEntry,
@@ -73,6 +74,7 @@ class Checkpoint:
         metrics: the closed round's line of metrics.
         arrays: what the downlink and the average need besides the state.
         marks: what of the run's books was on the disk, by file name.
+        absences: who missed the last deadline, by name.
     """
 
     state: GlobalState
@@ -80,6 +82,7 @@ class Checkpoint:
     metrics: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
     marks: Mapping[str, Mark] = field(default_factory=dict)
+    absences: Mapping[str, Absence] = field(default_factory=dict)
 
 
 @dataclass
@@ -89,24 +92,24 @@ class Recovered:
     Attributes:
         checkpoint: None before the first round was closed.
         partitions: data partition by client name.
-        attempt: of the round after the checkpoint.
-        cohort: of the open attempt; empty if none was open.
-        updates: acknowledged in the open attempt, by name.
-        closing: whether the open attempt had been closed to further updates.
+        cohort: of the open round, by rank; empty if none was open.
+        draw: how often others were asked in place of some of it.
+        updates: acknowledged in the open round, by name.
+        closing: whether the open round had been closed to further updates.
+        absences: who missed deadlines, by name.
         changes: of operational keys, at restarts: the round, and by key what it was and became.
         marks: what the run's books begin with at least, by file name.
-        acknowledged: every update of the round with its attempt, also of those discarded.
     """
 
     checkpoint: Checkpoint | None = None
     partitions: dict[str, int] = field(default_factory=dict)
-    attempt: int = 0
     cohort: tuple[str, ...] = ()
+    draw: int = 0
     updates: dict[str, StoredUpdate] = field(default_factory=dict)
     closing: bool = False
+    absences: dict[str, Absence] = field(default_factory=dict)
     changes: list[dict[str, Any]] = field(default_factory=list)
     marks: dict[str, Mark] = field(default_factory=dict)
-    acknowledged: list[tuple[int, StoredUpdate]] = field(default_factory=list)
 
     @property
     def round(self) -> int:
@@ -125,16 +128,16 @@ class Recovered:
                 give_partition(self.partitions, entry.client, entry.index)
             case OpenEntry():
                 _require(len(set(entry.cohort)) == len(entry.cohort))
-                self.attempt, self.cohort = entry.attempt, entry.cohort
+                _require(self.updates.keys() <= {*entry.cohort})
+                _require(not entry.draw or len(entry.cohort) == len(self.cohort))
+                self.draw, self.cohort = entry.draw, entry.cohort
             case UpdateEntry():
                 _require(entry.client in self.cohort and entry.client not in self.updates)
                 update = _stored(entry, payload)
                 self.updates[update.client] = update
-                self.acknowledged.append((self.attempt, update))
-            case DiscardEntry():
-                _require(entry.attempt == self.attempt)
-                self.attempt, self.cohort = entry.attempt + 1, ()
-                self.updates.clear()
+            case MissedEntry():
+                _require({*entry.clients} <= {*self.cohort} - self.updates.keys())
+                missed_again(self.absences, self.round, entry.clients)
             case CloseEntry():
                 self.closing = True
             case BegunEntry():

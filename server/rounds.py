@@ -1,10 +1,16 @@
 """The round state machine: events in, effects out.
 
-    WAITING --enough clients--> OPEN --all in, or quorum at the deadline--> CLOSING
-     ^  ^                        |                                           |  |
-     |  '------below quorum at the deadline, or for good: run it again        |  |
-     '-------------------------------aggregated, rounds left-----------------'  |
-    FINISHED <------------------------------aggregated, the last----------------'
+    WAITING --enough clients--> OPEN --all in, or a quorum at the deadline--> CLOSING
+     ^                          ^  |                                           |  |
+     |        with others <-----'--'  below a quorum                           |  |
+     '------------------------------aggregated, rounds left--------------------'  |
+    FINISHED <----------------------aggregated, the last--------------------------'
+
+A round takes no longer than the clients that answer need, and a deadline for those who do not.
+Below a quorum, places of those who are late or gone are given to others who are here, once, for a
+further deadline; then, or where nobody else is here, `Attendance.least` updates do. With fewer the
+round goes on. Updates that are in stay in, whoever else is late: they were made for this state.
+Who missed a deadline is no longer waited for, and left out of the next rounds (`attendance`).
 
 Pure: no I/O, no clock (each event says what time it is), no randomness but the run's seed.
 Times are seconds of any monotonic clock. Events are called by the engine alone; each first
@@ -17,45 +23,37 @@ validates and raises, and one that raises has changed nothing. There are two kin
                                  have no effects
 
 An upload needs no effects, because it counts for nothing before `commit`: while it is claimed its
-update is missing, and once it is stored all that it does is to hold up the end of the attempt.
+update is missing, and once it is stored all that it does is to hold up the end of the round.
 Leases are renewed on `members`, since a longer lease calls for no change. What an event costs
-does not depend on how many clients there are, but for those that open or end an attempt.
+does not depend on how many clients there are, but for those that open, change or end a round.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
-from enum import StrEnum
-from itertools import islice
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from common.config import RunConfig
 from common.errors import AlreadyExists, NotInCohort, ProtocolError, WrongRound
-from common.seeding import derive
+from server.attendance import Absence, Attendance
 from server.cohort import Cohort, Stage
 from server.events import (
     Assignment,
     Claimed,
     Closing,
-    Discarded,
     Effect,
     Effects,
     Finished,
     Interrupted,
+    Missed,
     Opened,
+    Phase,
+    Replaced,
     Ticket,
     Wait,
 )
-from server.members import Members, Parted
-
-
-class Phase(StrEnum):
-    """Where the open round stands."""
-
-    WAITING = "waiting"
-    OPEN = "open"
-    CLOSING = "closing"
-    FINISHED = "finished"
+from server.members import MemberEffects, Members, Parted, some
 
 
 class Rounds:
@@ -64,29 +62,38 @@ class Rounds:
     Attributes:
         phase: see the module's diagram.
         round: the round that is open or next; rounds closed so far.
-        attempt: how often this round was run below quorum.
         members: who is here.
+        attendance: who is asked.
     """
 
-    def __init__(self, config: RunConfig, members: Members, round_: int = 0) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        members: Members,
+        round_: int = 0,
+        absences: Mapping[str, Absence] = MappingProxyType({}),
+    ) -> None:
         self._config = config
         self.members = members
+        self.attendance = Attendance(config, absences)
         self.phase = Phase.FINISHED if round_ >= config.rounds else Phase.WAITING
         self.round = round_
-        self.attempt = 0
         self._cohort = Cohort()
-        self._serial = 0
+        self._last: tuple[str, ...] = ()
+        self._draw = 0
         self._deadline = math.inf
 
     # Events
 
-    def start(self, now: float, attempt: int = 0, earlier: Interrupted | None = None) -> Effects:
-        """Begin, or go on with the attempt that the previous process of the server left open."""
-        self.attempt = attempt
+    def start(self, now: float, earlier: Interrupted | None = None) -> Effects:
+        """Begin, or go on with the round that the previous process of the server left open."""
+        self._last = self.members.awaited(now)
+        self._deadline = now + self._config.grace_seconds
         if earlier is not None:
             self._open(now, earlier.cohort)
+            self._draw = earlier.draw
             for name, digest in earlier.submitted.items():
-                self._cohort.put(self._ticket(name, digest), Stage.IN)
+                self._cohort.put(self._cohort.ticket(name, digest), Stage.IN)
             if earlier.closing:
                 return (self._close(), *self._settle(now))
         return self._settle(now)
@@ -95,9 +102,9 @@ class Rounds:
         self, now: float, name: str, instance: bytes, session: str, wants_partition: bool
     ) -> Effects:
         """Enrol a client under a fresh session token; see `Members.join` for what it raises."""
-        given = self.members.join(now, name, instance, session, wants_partition)
+        changes = self.members.join(now, name, instance, session, wants_partition)
         self._cohort.returned(name)
-        return (*given, *self._settle(now))
+        return (*self._without(changes), *self._settle(now))
 
     def ask(self, now: float, session: str) -> Effects:
         """A client asks for something to do; see `Members`. Raises SessionUnknown."""
@@ -133,25 +140,15 @@ class Rounds:
             AlreadyExists: a different update of this client is in.
         """
         name = self.members.name_of(session)
-        rank, size = self._cohort.rank(name), len(self.cohort)
-        if round_ != self.round or not size:
+        if round_ != self.round or not self.cohort:
             raise WrongRound(self._which(round_), self.round)
-        if rank is None:
-            raise NotInCohort(f"{name} is not in the cohort of round {round_}; await the next")
-        held, stage = self._cohort.ticket(name), self._cohort.stage(name)
-        if held is not None and stage is not Stage.UPLOADING:
-            if held.digest != digest:
-                raise AlreadyExists(f"a different update of {name} for round {round_} is in")
-            return Claimed.DUPLICATE if stage is Stage.IN else Claimed.STORING
+        self._check_asked(name)
+        if (held := self._cohort.claimed(name, digest)) is not None:
+            return held
         if self.phase is not Phase.OPEN:
             raise WrongRound(self._which(round_), self.round)
-        if place != (rank, size):
-            raise WrongRound(
-                f"the update was made for rank {place[0]} of {place[1]}, but {name} is {rank} "
-                f"of {size} in round {round_}",
-                self.round,
-            )
-        ticket = self._ticket(name, digest)
+        self._cohort.check_place(name, place)
+        ticket = self._cohort.ticket(name, digest)
         self._cohort.put(ticket, Stage.UPLOADING)
         return ticket
 
@@ -159,7 +156,7 @@ class Rounds:
         """The payload is here, whole and decoded; from now on it holds up the closing.
 
         Raises:
-            WrongRound, AlreadyExists: as in `check`.
+            WrongRound, NotInCohort, AlreadyExists: as in `check`.
         """
         self.check(ticket)
         self._cohort.put(ticket, Stage.STORING)
@@ -181,8 +178,9 @@ class Rounds:
         if self.phase is not Phase.CLOSING:
             raise ProtocolError(f"round {self.round} is {self.phase}, not closing")
         self.round += 1
-        self.attempt = 0
-        self._shut(Phase.FINISHED if self.round >= self._config.rounds else Phase.WAITING)
+        self._last, self._cohort = self.cohort, Cohort()
+        self.phase = Phase.FINISHED if self.round >= self._config.rounds else Phase.WAITING
+        self._deadline = now + self._config.grace_seconds
         return self._settle(now)
 
     # Questions
@@ -191,12 +189,13 @@ class Rounds:
         """Whether an upload is still worth reading.
 
         Raises:
-            WrongRound: the attempt that the ticket belongs to is over.
+            WrongRound: the round that the ticket belongs to is over.
+            NotInCohort: the client's place was given to another.
             AlreadyExists: a newer call of the same client took its place.
         """
-        attempt = (self.phase, self.round, self.attempt)
-        if attempt != (Phase.OPEN, ticket.round, ticket.attempt):
+        if (self.phase, self.round) != (Phase.OPEN, ticket.round):
             raise WrongRound(self._which(ticket.round), self.round)
+        self._check_asked(ticket.name)
         if not self._cohort.has(ticket, Stage.UPLOADING):
             raise AlreadyExists(f"a newer call of {ticket.name} took the place of this upload")
 
@@ -209,13 +208,14 @@ class Rounds:
         name = self.members.name_of(session)
         if self.phase is Phase.FINISHED:
             return Finished(self.round)
-        rank, uploading = (
-            self._cohort.rank(name),
-            self._cohort.stage(name) in (None, Stage.UPLOADING),
-        )
+        rank = self._cohort.rank(name)
+        uploading = self._cohort.stage(name) in (None, Stage.UPLOADING)
         if self.phase is Phase.OPEN and rank is not None and uploading:
             return Assignment(self.round, rank, len(self.cohort), max(0.0, self._deadline - now))
-        return Wait(self.describe(now), self.members.count, self._config.min_clients)
+        reason = self.describe(now)
+        if (absence := self.attendance.left_out(name, self.round)) is not None:
+            reason = f"{absence}; {reason}"
+        return Wait(reason, self.members.count, self.attendance.needed(self.round))
 
     def describe(self, now: float) -> str:
         """What the run waits for, in one line."""
@@ -224,27 +224,27 @@ class Rounds:
         if self.phase is Phase.CLOSING:
             return f"round {self.round}: aggregating {self._cohort.received} updates"
         if self.phase is Phase.OPEN:
-            return f"round {self.round}: waiting for the update of {_some(self._cohort.pending)}"
-        live, needed = self.members.count, self._config.min_clients
-        if live >= needed:
-            awaited = _some(self.members.awaited(now))
-            return f"round {self.round}: waiting for {awaited} to come back after a restart"
-        return f"round {self.round}: waiting for clients, {live} of {needed} are here"
+            return f"round {self.round}: waiting for the update of {some(self._cohort.pending)}"
+        needed = self.attendance.needed(self.round)
+        return f"round {self.round}: {self.members.waits(now, needed, self._last)}"
 
     @property
     def cohort(self) -> tuple[str, ...]:
-        """Names asked to train, sorted; empty unless the phase is OPEN or CLOSING."""
+        """Names asked to train, by rank; empty unless the phase is OPEN or CLOSING."""
         return self._cohort.names
 
     @property
     def submitted(self) -> tuple[str, ...]:
-        """Names whose update is durable and folded, sorted."""
+        """Names whose update is durable and folded, by rank."""
         return self._cohort.submitted
 
     def next_deadline(self) -> float:
         """When `tick` has something to do; infinity if nothing runs out."""
-        deadline = math.inf if self._cohort.storing else self._deadline
-        return min(deadline, self.members.next_expiry())
+        held_up = {
+            Phase.WAITING: self.members.count < self.attendance.needed(self.round),
+            Phase.OPEN: self._cohort.storing > 0,
+        }.get(self.phase, True)
+        return min(math.inf if held_up else self._deadline, self.members.next_expiry())
 
     # The funnel
 
@@ -252,82 +252,94 @@ class Rounds:
         """Expire leases, then change phase until nothing calls for a change."""
         effects: list[Effect] = list(self._without(self.members.expire(now)))
         while True:
-            effect: Effect | None = None
+            more: Effects = ()
             if self.phase is Phase.WAITING:
-                effect = self._leave_waiting(now)
+                more = self._leave_waiting(now)
             elif self.phase is Phase.OPEN:
-                effect = self._leave_open(now)
-            if effect is None:
+                more = self._leave_open(now)
+            if not more:
                 return tuple(effects)
-            effects.append(effect)
+            effects.extend(more)
 
-    def _leave_waiting(self, now: float) -> Opened | None:
-        if self.members.count < self._config.min_clients or self.members.awaits:
-            return None
-        live = self.members.live(now)
-        seed, size = self._config.seed, _share(self._config.round.participation, len(live))
-        drawn = sorted(live, key=lambda n: derive(seed, "cohort", self.round, self.attempt, n))
-        self._open(now, sorted(drawn[:size]))
-        return Opened(self.round, self.attempt, self.cohort)
+    def _leave_waiting(self, now: float) -> Effects:
+        if self.members.count < self.attendance.needed(self.round):
+            return ()
+        # However many come and go meanwhile.
+        if self.members.awaits and now < self._deadline:
+            return ()
+        self._open(now, self.attendance.cohort(self.round, self.members.live(now)))
+        return (Opened(self.round, self.cohort),)
 
-    def _leave_open(self, now: float) -> Closing | Discarded | None:
+    def _leave_open(self, now: float) -> Effects:
         # An update on its way to the disk is in the journal or not when the server dies; the
         # round must not close over it.
         if self._cohort.storing:
-            return None
-        missing, received = self._cohort.missing, self._cohort.received
-        needed = _share(self._config.round.quorum, len(self.cohort))
-        if received >= needed and (not missing or now >= self._deadline):
-            return self._close()
-        # Those who are gone may be back under other names; enough of them, and it starts anew.
-        hopeless = not missing and self.members.count >= self._config.min_clients
-        if now < self._deadline and not hopeless:
-            return None
-        effect = Discarded(self.round, self.attempt, received, needed)
-        self.attempt += 1
-        self._shut(Phase.WAITING)
-        return effect
+            return ()
+        size, received, waits = len(self.cohort), self._cohort.received, self._cohort.missing > 0
+        late = now >= self._deadline
+        if received >= self.attendance.enough(size):
+            return (self._close(),)
+        if waits and not late:
+            return ()
+        missed = self._miss() if late else ()
+        if received >= self.attendance.quorum(size):
+            return (*missed, self._close())
+        does = received >= self.attendance.least
+        if not (does and self._draw) and (replaced := self._replace(now)):
+            return (*missed, *replaced)
+        if late and does:
+            return (*missed, self._close())
+        if late:
+            self._deadline = now + self._config.round.deadline_seconds
+        return missed
 
     def _open(self, now: float, cohort: Iterable[str]) -> None:
-        self.phase = Phase.OPEN
+        self.phase, self._draw = Phase.OPEN, 0
         names = tuple(cohort)
-        self._cohort = Cohort(names, [name for name in names if not self.members.here(name)])
+        absent = [name for name in names if not self.members.here(name)]
+        self._cohort = Cohort(self.round, names, absent)
         self._deadline = now + self._config.round.deadline_seconds
+
+    def _miss(self) -> Effects:
+        """The deadline passed: wait no longer for those whose update is not in."""
+        names = tuple(self._cohort.pending)
+        self._cohort.give_up(*names)
+        self.members.give_up(names)
+        missed = self.attendance.missed(self.round, names)
+        return (Missed(self.round, missed),) if missed else ()
+
+    def _replace(self, now: float) -> Effects:
+        """Give the places of those who are late or gone to others, as far as others are here."""
+        draw, live = self._draw + 1, self.members.live(now)
+        drawn = self.attendance.others(self.round, draw, live, self.cohort)
+        others = dict(zip(self._cohort.replaceable, drawn, strict=False))
+        if not others:
+            return ()
+        self._cohort.replace(others)
+        self.members.give_up(others)
+        self._draw, self._deadline = draw, now + self._config.round.deadline_seconds
+        return (Replaced(self.round, draw, self.cohort, others),)
 
     def _close(self) -> Closing:
         self.phase = Phase.CLOSING
-        self._deadline = math.inf
-        return Closing(self.round, self.attempt, self.submitted)
+        self.attendance.closed(self.round, self.submitted)
+        return Closing(self.round, self.submitted)
 
-    def _shut(self, phase: Phase) -> None:
-        self.phase = phase
-        self._cohort = Cohort()
-        self._deadline = math.inf
-
-    def _ticket(self, name: str, digest: bytes) -> Ticket:
-        self._serial += 1
-        rank = self._cohort.rank(name)
-        assert rank is not None  # noqa: S101 - narrows the type
-        return Ticket(self._serial, name, self.round, self.attempt, rank, digest)
-
-    def _without(self, gone: tuple[Parted, ...]) -> tuple[Parted, ...]:
-        """Note in the cohort who is gone."""
-        for parted in gone:
-            self._cohort.parted(parted.name)
-        return gone
+    def _without(self, changes: MemberEffects) -> MemberEffects:
+        """Note in the cohort who is gone for good."""
+        for change in changes:
+            if isinstance(change, Parted) and not self.members.here(change.name):
+                self._cohort.give_up(change.name)
+        return changes
 
     def _which(self, asked: int) -> str:
         if asked == self.round:
             return f"round {asked} takes no updates now: it is {self.phase}"
-        return f"round {asked} is not open; the run is at round {self.round}"
+        over = "is over" if asked < self.round else "is not open"
+        return f"round {asked} {over}; the run is at round {self.round}"
 
-
-def _share(share: float, of: int) -> int:
-    """ceil(share * of), at least 1, blind to the last bits of a product such as 0.1 * 30."""
-    return max(1, math.ceil(share * of - 1e-9))
-
-
-def _some(names: Collection[str]) -> str:
-    """The first few names, for a person."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(islice(names, 3)) + more
+    def _check_asked(self, name: str) -> None:
+        if self._cohort.rank(name) is None:
+            absence = self.attendance.left_out(name, self.round)
+            why = f"{name} is {absence}" if absence else f"{name} is not in the cohort"
+            raise NotInCohort(f"round {self.round}: {why}; await the next")

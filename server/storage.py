@@ -38,10 +38,10 @@ class Storage:
             self.books = Books(out, self.found, self.journal.append_begun)
             undo.pop_all()
 
-    def store(self, round_: int, attempt: int, update: StoredUpdate) -> None:
+    def store(self, round_: int, update: StoredUpdate) -> None:
         """Take in an update; it may be acknowledged once `flush` returns."""
         self.journal.append_update(update)
-        self.books.stored(round_, attempt, update)
+        self.books.stored(round_, update)
 
     def checkpoint(self, point: Checkpoint) -> None:
         """Make a closed round's result durable, and tell of it; raises OSError."""

@@ -236,7 +236,7 @@ def left(out: Path, config: RunConfig) -> dict[str, Any]:
         journal.close()
     assert point is not None
     calls = [json.loads(line) for line in (out / "comm.jsonl").read_text().splitlines()]
-    updates = [timeless(call) for call in calls if "attempt" in call]
+    updates = [timeless(call) for call in calls if "acknowledged" in call]
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return {
         "state": point.state.digest().hex(),

@@ -9,22 +9,30 @@ import pytest
 from support import tiny_config
 
 from common.errors import PrismError
-from server.events import Effects, Ticket
+from server.events import Effects, Phase, Ticket
 from server.members import Members
-from server.rounds import Phase, Rounds
+from server.rounds import Rounds
 
-LEASE, DEADLINE = 10.0, 100.0
+LEASE, DEADLINE, GRACE = 10.0, 100.0, 60.0
 DIGEST, OTHER = b"d" * 32, b"o" * 32
 
 
 def make(clients: int = 3, round_: int = 0, rounds: int = 3, **round_config: object) -> Rounds:
-    limits = {"lease_seconds": LEASE, "deadline_seconds": DEADLINE, **round_config}
+    limits = {
+        "lease_seconds": LEASE,
+        "deadline_seconds": DEADLINE,
+        "grace_seconds": GRACE,
+        **round_config,
+    }
     config = tiny_config(rounds=rounds, data={"clients": clients}, round=limits)
-    return Rounds(config, Members(clients, LEASE, {}), round_)
+    return Rounds(config, Members(clients, LEASE, config.grace_seconds, {}), round_)
 
 
 def join(rounds: Rounds, name: str, now: float = 0.0, wants: bool = False) -> Effects:
-    return rounds.join(now, name, name.encode().ljust(16), f"session-{name}", wants)
+    """A client joins, and asks for something to do."""
+    session = f"session-{name}"
+    effects = rounds.join(now, name, name.encode().ljust(16), session, wants)
+    return (*effects, *rounds.ask(now, session))
 
 
 def renew_all(rounds: Rounds, now: float) -> None:

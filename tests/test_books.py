@@ -25,10 +25,10 @@ from server.line_file import LineFile, Mark
 
 def updates(out: Path) -> list[dict[str, Any]]:
     """The lines of acknowledged updates without their times, sorted."""
-    lines = [line for line in jsonl(out / "comm.jsonl") if "attempt" in line]
+    lines = [line for line in jsonl(out / "comm.jsonl") if "acknowledged" in line]
     for line in lines:
         del line["time"]
-    return sorted(lines, key=lambda line: (line["round"], line["attempt"], line["client"]))
+    return sorted(lines, key=lambda line: (line["round"], line["client"]))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_torn_at_every_byte_behind_the_checkpoint_nothing_is_lost(
         shutil.rmtree(out)
 
 
-def test_updates_of_a_discarded_attempt_are_in_the_books_too(tmp_path: Path) -> None:
+def test_updates_stay_in_when_another_client_takes_the_place_of_one(tmp_path: Path) -> None:
     config = tiny_config(rounds=1, data={"clients": 2}, round={"quorum": 1.0})
 
     async def main() -> None:
@@ -107,18 +107,22 @@ def test_updates_of_a_discarded_attempt_are_in_the_books_too(tmp_path: Path) -> 
             await ann.submit(await ann.assignment())
             await bob.leave()
             await cleo.join()
-            again = await cleo.assignment()
-            assert (await ann.assignment()).round == again.round == 0
+            assignment = await cleo.assignment()
+            assert (assignment.round, assignment.rank) == (0, 1), "the place of bob"
+            assert (await ann.await_round(0)).HasField("wait")
 
     asyncio.run(main())
     before = updates(tmp_path)
-    assert [(line["client"], line["attempt"]) for line in before] == [("ann", 0)]
+    assert [line["client"] for line in before] == ["ann"]
     lines = (tmp_path / "comm.jsonl").read_text().splitlines(keepends=True)
-    left = [line for line in lines if "attempt" not in line]
+    left = [line for line in lines if "acknowledged" not in line]
     (tmp_path / "comm.jsonl").write_text("".join(left))
 
     async def resumed() -> None:
-        await Engine(config, tmp_path).close()
+        engine = Engine(config, tmp_path)
+        assert engine._interrupted is not None
+        assert engine._interrupted.cohort == ("ann", "cleo")
+        await engine.close()
 
     asyncio.run(resumed())
     assert updates(tmp_path) == before
@@ -141,7 +145,7 @@ def test_an_update_counts_once_however_often_it_is_sent(tmp_path: Path) -> None:
     again = [
         line
         for line in jsonl(tmp_path / "comm.jsonl")
-        if (line["rpc"], line["direction"]) == ("SubmitUpdate", "up") and "attempt" not in line
+        if (line["rpc"], line["direction"]) == ("SubmitUpdate", "up") and "acknowledged" not in line
     ]
     assert len(again) == 1 and "kl_bits" not in again[0], "its bytes travelled too"
 
@@ -216,7 +220,7 @@ FURTHER: dict[str, tuple[Callable[[Path], None], str]] = {
     "an update of nobody": (
         lambda out: edit(
             out / "comm.jsonl",
-            lambda lines: lines + b'{"round": 2, "client": "eve", "attempt": 0}\n',
+            lambda lines: lines + b'{"round": 2, "client": "eve", "acknowledged": true}\n',
         ),
         r"an update of eve to round 2 that the journal does not know",
     ),

@@ -79,13 +79,36 @@ def test_toml_round_trip(
 
 def test_defaults_follow_from_other_keys() -> None:
     config = parse_config('[data]\nname = "cifar10"\nclients = 7')
-    assert (config.channels, config.min_clients) == (3, 7)
+    assert (config.channels, config.start_clients, config.min_clients) == (3, 7, 4)
     assert parse_config("").channels == 1
     weights = parse_config('method = "fedavg"')
     assert (weights.codec.up, weights.codec.down) == ("float32", "keyframe")
     assert not weights.mada.enabled
     assert weights.train.learning_rate < parse_config("").train.learning_rate
     assert parse_config(weights.to_toml()) == weights
+
+
+@pytest.mark.parametrize(
+    ("given", "start", "least"),
+    [
+        ("", 5, 3),
+        ("min_clients = 2", 2, 2),
+        ("start_clients = 2", 2, 2),
+        ("start_clients = 4\nmin_clients = 1", 4, 1),
+    ],
+)
+def test_clients_that_rounds_need(given: str, start: int, least: int) -> None:
+    config = parse_config(f"[data]\nclients = 5\n[round]\n{given}")
+    assert (config.start_clients, config.min_clients) == (start, least)
+    assert parse_config(config.to_toml()) == config
+    with pytest.raises(ConfigError, match=r"min_clients is more than round\.start_clients"):
+        parse_config("", ["round.min_clients=3", "round.start_clients=2"])
+
+
+def test_the_grace_period_is_no_longer_than_a_deadline() -> None:
+    assert parse_config("").grace_seconds == 60
+    assert parse_config("", ["round.deadline_seconds=5"]).grace_seconds == 5
+    assert parse_config("", ["round.grace_seconds=0"]).grace_seconds == 0
 
 
 def test_run_id_tells_runs_apart_and_nothing_else() -> None:

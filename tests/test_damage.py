@@ -166,11 +166,13 @@ def test_every_file_of_a_client_however_it_is_damaged(
 ENTRIES: dict[str, tuple[dict[str, object], bytes]] = {
     "no kind": ({}, b""),
     "another kind": ({"kind": "other"}, b""),
-    "a client twice": ({"kind": "open", "attempt": 0, "cohort": ["a", "a"]}, b""),
-    "no cohort": ({"kind": "open", "attempt": 0, "cohort": []}, b""),
-    "an attempt below 0": ({"kind": "open", "attempt": -1, "cohort": ["a"]}, b""),
+    "a client twice": ({"kind": "open", "draw": 0, "cohort": ["a", "a"]}, b""),
+    "no cohort": ({"kind": "open", "draw": 0, "cohort": []}, b""),
+    "a draw below 0": ({"kind": "open", "draw": -1, "cohort": ["a"]}, b""),
+    "another number of places": ({"kind": "open", "draw": 1, "cohort": ["a"]}, b""),
     "a word for a number": ({"kind": "partition", "client": "a", "index": "0"}, b""),
-    "a discard of nothing": ({"kind": "discard", "attempt": 7}, b""),
+    "nobody was late": ({"kind": "missed", "clients": []}, b""),
+    "who was not asked was late": ({"kind": "missed", "clients": ["eve"]}, b""),
     "more than there is": ({"kind": "close", "more": 1}, b""),
     "nobody's update": (
         {"kind": "update", "client": "eve", "digest": "00" * 32, "sizes": [0], "loss": None},

@@ -319,7 +319,7 @@ def test_one_clear_line_for_every_mistake(tmp_path: Path) -> None:
         (("run", config, "--set", "colour=3"), "colour: unknown key"),
         (("run", config, "--set", "rounds=many"), "rounds:"),
         (("run", config, "--set", 'data.name=["a"]'), "data.name:"),
-        (("run", config, "--set", "round.min_clients=9"), "round.min_clients is 9"),
+        (("run", config, "--set", "round.min_clients=9"), "round.start_clients is 9"),
         (
             ("run", config, "--set", "data.clients=5000", "--out", unused),
             "1498 images cannot be split among 5000 clients",

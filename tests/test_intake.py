@@ -69,7 +69,7 @@ def test_a_newer_upload_ends_the_older_at_once(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("how", ["closed", "discarded", "left", "joined again"])
+@pytest.mark.parametrize("how", ["closed", "replaced", "left", "joined again"])
 def test_an_upload_that_nobody_wants_ends_at_once(
     tmp_path: Path, how: str, engines: list[Engine]
 ) -> None:
@@ -81,18 +81,24 @@ def test_an_upload_that_nobody_wants_ends_at_once(
     async def main() -> None:
         async with federation(tmp_path, config) as (ann, bob, cleo):
             call = await begun(cleo, await cleo.assignment())
-            if how == "closed":
+            if how in ("closed", "replaced"):
                 for client in (ann, bob):
                     await client.submit(await client.assignment())
+            if how == "replaced":
+                dora = RawClient(config, ann.channel, "dora")
+                await dora.join()
+                await dora.await_round(0)
             elif how == "left":
                 await cleo.leave()
             elif how == "joined again":
                 await cleo.join()
-            gone = how in ("left", "joined again")
-            code = CODE.UNAUTHENTICATED if gone else CODE.FAILED_PRECONDITION
+            code, name = {
+                "closed": (CODE.FAILED_PRECONDITION, "WrongRound"),
+                "replaced": (CODE.PERMISSION_DENIED, "NotInCohort"),
+            }.get(how, (CODE.UNAUTHENTICATED, "SessionUnknown"))
             error = await refused(call, code)
             said = dict(error.trailing_metadata() or ())
-            assert said["prism-error"] == ("SessionUnknown" if gone else "WrongRound")
+            assert said["prism-error"] == name
             (engine,) = engines
             assert engine.intake._budget._free == intake.BYTES
             assert not (engine.intake._reading or engine.intake._newest or engine.intake._streams)

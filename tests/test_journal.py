@@ -17,6 +17,7 @@ from common.errors import ConfigError, StorageError
 from common.report import Report
 from common.state import GlobalState
 from common.theory import MaskBits
+from server.attendance import Absence
 from server.engine import Engine
 from server.journal import Journal
 from server.recovered import Checkpoint, Recovered, StoredUpdate
@@ -44,17 +45,17 @@ def test_journal_tells_what_happened(tmp_path: Path) -> None:
     journal.append_partition("a", 0)
     journal.append_open(0, ("a", "b"))
     journal.append_update(update("a"))
-    journal.append_discard(0)
-    journal.append_open(1, ("a", "b", "c"))
-    journal.append_update(update("b"))
+    journal.append_missed(("b",))
+    journal.append_open(1, ("a", "c"))
     journal.append_update(update("c", Report()))
     journal.sync()
     journal.close()
     found = reopened(tmp_path, config)
-    assert (found.checkpoint, found.partitions, found.attempt) == (None, {"a": 0}, 1)
-    assert (found.cohort, found.closing) == (("a", "b", "c"), False)
-    assert found.updates == {"b": update("b"), "c": update("c", Report())}
-    assert found.updates["b"].segments() == [b"bbb", b"bb"]
+    assert (found.checkpoint, found.partitions, found.draw) == (None, {"a": 0}, 1)
+    assert (found.cohort, found.closing) == (("a", "c"), False)
+    assert found.updates == {"a": update("a"), "c": update("c", Report())}
+    assert found.updates["a"].segments() == [b"aaa", b"aa"]
+    assert found.absences == {"b": Absence(1, 0)}
 
     journal = Journal(tmp_path, config)
     journal.recover()
@@ -62,7 +63,8 @@ def test_journal_tells_what_happened(tmp_path: Path) -> None:
     journal.append_partition("late", 1)
     state = GlobalState(1, np.arange(-5, 5, dtype=np.int16))
     residual = {"residual": np.linspace(0, 1, 4, dtype=np.float32)}
-    journal.checkpoint(Checkpoint(state, ("a", "c"), {"round": 0, "lambda": 0.25}, residual))
+    metrics, absences = {"round": 0, "lambda": 0.25}, {"b": Absence(3, 0)}
+    journal.checkpoint(Checkpoint(state, ("a", "c"), metrics, residual, absences=absences))
     journal.append_partition("later", 2)
     journal.sync()
     journal.close()
@@ -74,6 +76,7 @@ def test_journal_tells_what_happened(tmp_path: Path) -> None:
     assert np.array_equal(found.checkpoint.arrays["residual"], residual["residual"])
     assert found.partitions == {"a": 0, "late": 1, "later": 2}
     assert (found.cohort, found.updates, found.closing) == ((), {}, False)
+    assert found.absences == found.checkpoint.absences == absences
     assert [p.name for p in (tmp_path / "journal").glob("round-*")] == ["round-000001.log"]
 
 

@@ -17,9 +17,9 @@ from support_rounds import claim, join, make, submit
 
 from common.rpc.prism.v1 import federation_pb2 as pb
 from server.background import Wakeups
-from server.events import Assignment, Wait
+from server.events import Assignment, Phase, Wait
 from server.progress import BETWEEN_SECONDS, Progress
-from server.rounds import Phase, Rounds
+from server.rounds import Rounds
 
 
 def instructions(call: Callable[[], object]) -> int:

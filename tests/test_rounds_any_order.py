@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -14,14 +13,7 @@ from support_rounds import DEADLINE, DIGEST, LEASE, OTHER, make
 
 from common.errors import PrismError
 from server.cohort import Stage
-from server.events import Claimed, Closing, Discarded, Effects, Opened, Ticket
-from server.rounds import Phase
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    round: int
-    attempt: int
+from server.events import Claimed, Closing, Effects, Missed, Opened, Phase, Replaced, Ticket
 
 
 class AnyOrderOfEvents(RuleBasedStateMachine):
@@ -41,7 +33,8 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.quorum, self.now, self.sessions = quorum, 0.0, 0
         self.session: dict[str, str] = {}
         self.tickets: list[Ticket] = []
-        self.history: list[_Attempt] = []
+        self.opened = -1
+        self.cohort: tuple[str, ...] = ()
         self.durable: dict[str, bytes] = {}
         self.event(lambda: self.rounds.start(self.now))
 
@@ -58,19 +51,19 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     def check(self, effect: object) -> None:
         if isinstance(effect, Opened):
-            attempt = _Attempt(effect.round, effect.attempt)
-            last = self.history[-1] if self.history else _Attempt(0, -1)
-            assert attempt in (
-                _Attempt(last.round, last.attempt + 1),
-                _Attempt(last.round + 1, 0),
-            )
-            self.history.append(attempt)
-            self.durable = {}
+            assert effect.round == self.opened + 1
+            self.opened, self.cohort, self.durable = effect.round, effect.cohort, {}
+        elif isinstance(effect, Missed):
+            assert effect.names and set(effect.names) <= {*self.cohort} - self.durable.keys()
+        elif isinstance(effect, Replaced):
+            others, live = effect.others, self.rounds.members.live(self.now)
+            assert others.keys().isdisjoint(self.durable) and set(others.values()) <= {*live}
+            assert effect.cohort == tuple(others.get(name, name) for name in self.cohort)
+            self.cohort = effect.cohort
         elif isinstance(effect, Closing):
             assert set(effect.clients) == set(self.durable)
-            assert len(effect.clients) >= self.quorum * len(self.rounds.cohort) - 1e-6
-        elif isinstance(effect, Discarded):
-            assert effect.received == len(self.durable) < effect.needed
+            share = min(self.quorum * len(self.cohort), self.rounds.attendance.least)
+            assert len(effect.clients) >= share - 1e-6
 
     @rule(name=names, wants=st.booleans(), same=st.booleans())
     def join(self, name: str, wants: bool, same: bool) -> None:
@@ -156,6 +149,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def is_consistent(self) -> None:
         rounds = self.rounds
         assert set(rounds.submitted) <= set(rounds.cohort)
+        assert len(set(rounds.cohort)) == len(rounds.cohort)
         assert bool(rounds.cohort) == (rounds.phase in (Phase.OPEN, Phase.CLOSING))
         assert (rounds.phase is Phase.FINISHED) == (rounds.round == 4)
         assert rounds.describe(self.now)
@@ -168,12 +162,15 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         live = members.live(self.now)
         pending = [name for name in rounds.cohort if name not in rounds.submitted]
         assert list(rounds._cohort.pending) == pending
-        assert rounds._cohort.missing == sum(name in live for name in pending)
+        gone = {name for name in pending if not members.here(name)}
+        assert gone <= rounds._cohort._absent <= set(pending)
+        assert rounds._cohort.missing == len(pending) - len(rounds._cohort._absent)
         assert rounds._cohort.received == len(rounds.submitted)
         stages = [rounds._cohort.stage(name) for name in rounds.cohort]
         assert rounds._cohort.storing == stages.count(Stage.STORING)
         assert members.count == len(live)
         expiries = [members._members[name].expires for name in live]
+        expiries += members._awaited.values()
         assert members.next_expiry() == min(expiries, default=math.inf)
 
 

@@ -102,12 +102,12 @@ def test_partitions_survive_a_restart(tmp_path: Path) -> None:
             assert [r.partition_index for r in replies] == [2, 1, 0]
             assert {r.partition_count for r in replies} == {3}
             dora = RawClient(ann.config, ann.channel, "dora")
-            await refused(dora.join(wants_partition=True), CODE.FAILED_PRECONDITION)
+            await refused(dora.join(wants_partition=True), CODE.RESOURCE_EXHAUSTED)
             await dora.join()
             # What a client that is gone held goes to one that needs it.
             await ann.leave()
             assert (await dora.join(wants_partition=True)).partition_index == 1
-            await refused(ann.join(wants_partition=True), CODE.FAILED_PRECONDITION)
+            await refused(ann.join(wants_partition=True), CODE.RESOURCE_EXHAUSTED)
 
     asyncio.run(main())
 

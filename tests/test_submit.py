@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from math import inf, nan
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from support import CODE, RawClient, federation, refused, snapshot, tiny_config
+from support import CODE, RawClient, federation, jsonl, refused, snapshot, tiny_config
 
 from common.cells import CODE_SIZE, CellTable
 from common.rpc.prism.v1 import federation_pb2 as pb
@@ -271,24 +270,28 @@ def test_an_upload_that_broke_off_may_be_sent_again(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_deadline_closes_with_quorum_and_reopens_without(tmp_path: Path) -> None:
-    config = tiny_config(rounds=2, round={"quorum": 0.6, "deadline_seconds": 0.5})
+def test_below_quorum_the_deadline_moves_and_what_is_in_stays_in(tmp_path: Path) -> None:
+    config = tiny_config(rounds=3, round={"quorum": 0.6, "deadline_seconds": 0.5})
 
     async def main() -> None:
         async with federation(tmp_path, config) as (ann, bob, cleo):
             await ann.submit(await ann.assignment())
-            # Alone it is below quorum: it is asked again, and so are the others.
-            again = await ann.assignment()
-            assert again.round == 0
-            await ann.submit(again)
-            await bob.submit(await bob.assignment())
-            while (assignment := await cleo.assignment()).round == 0:
-                poll = await ann.await_round(20)
-                if poll.HasField("assignment") and poll.assignment.round == 0:
-                    await ann.submit(poll.assignment)
-                    await bob.submit(await bob.assignment())
-            assert assignment.round == 1
+            assignment = await bob.assignment()
+            left = assignment.deadline_seconds
+            while (assignment := await bob.assignment()).deadline_seconds <= left:
+                left = assignment.deadline_seconds
+            assert (await ann.await_round(0)).HasField("wait"), "its update is in"
+            await bob.submit(assignment)
+            assert (await ann.assignment()).round == 1
+            wait = (await cleo.await_round(0)).wait
+            assert wait.reason.startswith("left out until round 2 because it missed a deadline")
+            late = await refused(cleo.submit(assignment), CODE.FAILED_PRECONDITION)
+            assert late.details() == "round 0 is over; the run is at round 1"
+            for client in (ann, bob):
+                await client.submit(await client.assignment())
+            assert (await cleo.assignment()).round == 2
 
     asyncio.run(main())
-    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
-    assert line["clients"] == 2 and line["seconds"] >= 0.5
+    first, second = jsonl(tmp_path / "metrics.jsonl")[:2]
+    assert (first["clients"], second["clients"]) == (2, 2)
+    assert first["seconds"] >= 0.5

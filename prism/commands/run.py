@@ -77,7 +77,7 @@ def run(
     try:
         changes = list(override or [])
         if clients is not None:
-            changes += [f"data.clients={clients}", f"round.min_clients={clients}"]
+            changes += [f"data.clients={clients}", f"round.start_clients={clients}"]
         changes = fitted(config, changes, data, typer.echo)
         resolved = load_config(config, changes)
         directory = out or Path("runs") / resolved.name
@@ -85,10 +85,11 @@ def run(
         if spec == "folder":
             raise ConfigError("data.name is folder: say which, with --data folder:PATH")
         count = resolved.data.clients
-        if resolved.min_clients > count:
+        if resolved.start_clients > count:
             raise ConfigError(
-                f"round.min_clients is {resolved.min_clients}, but {count} clients are started: "
-                f"--clients {resolved.min_clients}, or --set round.min_clients={count}"
+                f"round.start_clients is {resolved.start_clients}, but {count} clients are "
+                f"started: --clients {resolved.start_clients}, or --set "
+                f"round.start_clients={count}"
             )
         cores = len(os.sched_getaffinity(0))
         options = ["--data", spec, "--device", device]

@@ -236,8 +236,10 @@ class FederationStub(typing.Generic[_FederationJoinType, _FederationAwaitRoundTy
       FAILED_PRECONDITION  [RunMismatch] other protocol version; the fingerprint
                            is not the run's (seed, dimension, weights, tables);
                            the client lacks the run's codec or a privacy
-                           mechanism that the run requires; clients that are
-                           here hold all data partitions
+                           mechanism that the run requires
+      RESOURCE_EXHAUSTED   [Busy] clients that are here, or are waited for after
+                           a restart of the server, hold all data partitions:
+                           one may be free later, so join again
       ALREADY_EXISTS       [AlreadyExists] another live instance holds this name
       RESOURCE_EXHAUSTED   [Busy] too many joins, or sessions, of this address: the
                            trailing metadata "prism-retry-seconds" says when to
@@ -270,11 +272,13 @@ class FederationStub(typing.Generic[_FederationJoinType, _FederationAwaitRoundTy
                            wrong kind or codec, wrong length, digest mismatch, a
                            payload that does not decode; [ProtocolError]
                            theoretical bits, or classes, that cannot be
-      FAILED_PRECONDITION  [WrongRound] another round is open, or this one was
-                           opened again with another cohort (the open round is
-                           in the text and in the trailing metadata
+      FAILED_PRECONDITION  [WrongRound] another round is open, or the update was
+                           made for another place in this one (the open round
+                           is in the text and in the trailing metadata
                            "prism-round"); [RunMismatch] another run
-      PERMISSION_DENIED    [NotInCohort] the client is not in this round's cohort
+      PERMISSION_DENIED    [NotInCohort] the client is not in this round's cohort,
+                           or no longer: it missed a deadline, and another
+                           client was given its place
       ALREADY_EXISTS       [AlreadyExists] a different update of this client is
                            already in, or a newer call took this one's place
       RESOURCE_EXHAUSTED   [PayloadTooLarge] longer than the run's largest update;
@@ -343,8 +347,10 @@ class FederationServicer(metaclass=abc.ABCMeta):
           FAILED_PRECONDITION  [RunMismatch] other protocol version; the fingerprint
                                is not the run's (seed, dimension, weights, tables);
                                the client lacks the run's codec or a privacy
-                               mechanism that the run requires; clients that are
-                               here hold all data partitions
+                               mechanism that the run requires
+          RESOURCE_EXHAUSTED   [Busy] clients that are here, or are waited for after
+                               a restart of the server, hold all data partitions:
+                               one may be free later, so join again
           ALREADY_EXISTS       [AlreadyExists] another live instance holds this name
           RESOURCE_EXHAUSTED   [Busy] too many joins, or sessions, of this address: the
                                trailing metadata "prism-retry-seconds" says when to
@@ -392,11 +398,13 @@ class FederationServicer(metaclass=abc.ABCMeta):
                                wrong kind or codec, wrong length, digest mismatch, a
                                payload that does not decode; [ProtocolError]
                                theoretical bits, or classes, that cannot be
-          FAILED_PRECONDITION  [WrongRound] another round is open, or this one was
-                               opened again with another cohort (the open round is
-                               in the text and in the trailing metadata
+          FAILED_PRECONDITION  [WrongRound] another round is open, or the update was
+                               made for another place in this one (the open round
+                               is in the text and in the trailing metadata
                                "prism-round"); [RunMismatch] another run
-          PERMISSION_DENIED    [NotInCohort] the client is not in this round's cohort
+          PERMISSION_DENIED    [NotInCohort] the client is not in this round's cohort,
+                               or no longer: it missed a deadline, and another
+                               client was given its place
           ALREADY_EXISTS       [AlreadyExists] a different update of this client is
                                already in, or a newer call took this one's place
           RESOURCE_EXHAUSTED   [PayloadTooLarge] longer than the run's largest update;

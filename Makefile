@@ -14,7 +14,7 @@ GENERATE = PYTHONWARNINGS=ignore PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" $(PRO
   --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
   common/rpc/$(PROTO)
 
-.PHONY: setup run run-mnist run-cifar10 test test-slow test-faults test-compose audit reproduce docs check check-proto proto format clean
+.PHONY: setup run run-mnist run-cifar10 test test-slow test-faults fuzz test-compose audit reproduce docs check check-proto proto format clean
 
 setup: $(READY)
 
@@ -44,6 +44,10 @@ test-slow: $(READY)
 test-faults: $(READY)
 	PRISM_KILLS=$(or $(KILLS),200) PRISM_CLIENT_KILLS=$(or $(CLIENT_KILLS),50) \
 	  $(BIN)/pytest -n 0 tests/test_faults.py
+
+# A million inputs for everything that reads bytes, unless INPUTS says otherwise.
+fuzz: $(READY)
+	PRISM_FUZZ=$(or $(INPUTS),1000000) $(BIN)/pytest -n 0 tests/test_fuzz.py
 
 # Needs a Docker engine. What docker-compose.yml takes may be set: BASE_IMAGE, TORCH_INDEX, ...
 test-compose: $(READY)

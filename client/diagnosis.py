@@ -20,7 +20,15 @@ from cryptography import x509
 from client.messages import Security
 from common.address import Address
 from common.errors import ConfigError
-from common.pem import check_validity, common_name, host_names, issuer_name, load_certificates
+from common.pem import (
+    MALFORMED,
+    check_validity,
+    common_name,
+    host_names,
+    issuer_name,
+    load_certificates,
+    read_through,
+)
 
 STEP_SECONDS: Final = 1.5
 """How long each step of looking may take."""
@@ -242,8 +250,8 @@ def _shown(address: Address) -> x509.Certificate:
     if content is None:
         raise OSError("no certificate is shown")
     try:
-        return x509.load_der_x509_certificate(content)
-    except ValueError as error:
+        return read_through(x509.load_der_x509_certificate(content))
+    except MALFORMED as error:
         raise OSError("the certificate that is shown cannot be read") from error
 
 

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from common.accounting import compose, gaussian_epsilon
 from common.errors import StorageError
 from common.files import write_atomically
@@ -81,6 +83,9 @@ class Entry:
         return compose(s / d for s, d in zip(self.sensitivities, self.sigmas, strict=True))
 
 
+_ENTRY: Final = TypeAdapter(Entry)
+
+
 def total_epsilon(entries: Sequence[Entry], delta: float) -> float:
     """Epsilon at delta of all releases together, for a record that was in each of them."""
     return gaussian_epsilon(compose(entry.mu for entry in entries), delta)
@@ -114,8 +119,8 @@ class Ledger:
             try:
                 raw = json.loads(line)
                 stated, before = raw.pop("hash"), raw.pop("previous")
-                entry = Entry(**{**raw, **_tuples(raw)})
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                entry = _read(raw)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise self._broken(f"line {number} is no entry") from error
             if before != previous or stated != _hash(raw, previous):
                 raise self._broken(f"line {number} is not what was written there")
@@ -172,9 +177,13 @@ def _hash(raw: dict[str, Any], previous: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples."""
-    missing = {f.name for f in fields(Entry)} - raw.keys() - _LATER
-    if missing:
-        raise KeyError(*missing)
-    return {name: tuple(raw[name]) for name in ("sensitivities", "sigmas")}
+def _read(raw: dict[str, Any]) -> Entry:
+    """The entry of a line; raises KeyError and ValueError."""
+    names = {f.name for f in fields(Entry)}
+    if wrong := (names - _LATER - raw.keys()) | (raw.keys() - names):
+        raise KeyError(*wrong)
+    entry = _ENTRY.validate_json(json.dumps(raw), strict=True)
+    # NaN compares as false.
+    if not all(value > 0 for value in entry.sigmas + entry.sensitivities) or not entry.mu > 0:
+        raise ValueError("no mechanism has these figures")
+    return entry

@@ -13,21 +13,24 @@ import fcntl
 import hashlib
 import io
 import json
-import pickle
 import secrets
 import socket
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from common.cells import CellTable
-from common.errors import PayloadError, StorageError
+from common.errors import ProtocolError, StorageError
 from common.files import sealed, unsealed, write_atomically
 from common.report import Report
 from common.theory import MaskBits
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,30 @@ class MadeUpdate:
     payloads: tuple[bytes, ...]
     report: Report
     seconds: float
+
+
+class _Kept(BaseModel):
+    """What `ClientStore.save` writes, by the same names."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    run_id: str
+    trainer: dict[str, Any]
+    assignment: Annotated[list[_Count], Field(min_length=3, max_length=3)]
+    payloads: list[torch.Tensor]
+    loss: float | None
+    bits: tuple[float, float] | None
+    classes: list[_Count]
+    cells: list[_Byte]
+    seconds: float
+
+    @field_validator("assignment")
+    @classmethod
+    def _check_place(cls, assignment: list[int]) -> list[int]:
+        _, rank, cohort_size = assignment
+        if rank >= cohort_size:
+            raise ValueError(f"there is no rank {rank} of {cohort_size}")
+        return assignment
 
 
 class ClientStore:
@@ -146,35 +173,26 @@ class ClientStore:
         if content is None:
             return None
         try:
-            content = unsealed(content)
-            saved = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-            if saved["run_id"] != run_id.hex():
+            kept = _Kept.model_validate(_unpickled(unsealed(content)))
+            if kept.run_id != run_id.hex():
                 return None
-            round_, rank, cohort_size = saved["assignment"]
-            bits, cells = saved["bits"], CellTable.read(bytes(saved["cells"]))
+            round_, rank, cohort_size = kept.assignment
+            bits, cells = kept.bits, CellTable.read(bytes(kept.cells))
             update = MadeUpdate(
                 round_,
                 rank,
                 cohort_size,
-                tuple(payload.numpy().tobytes() for payload in saved["payloads"]),
-                Report(saved["loss"], bits and MaskBits(*bits), tuple(saved["classes"]), cells),
-                saved["seconds"],
+                tuple(payload.numpy().tobytes() for payload in kept.payloads),
+                Report(kept.loss, bits and MaskBits(*bits), tuple(kept.classes), cells),
+                kept.seconds,
             )
-            return saved["trainer"], update
-        except (
-            RuntimeError,
-            KeyError,
-            TypeError,
-            ValueError,
-            EOFError,
-            PayloadError,
-            pickle.UnpicklingError,
-        ) as error:
+        except (ValueError, RuntimeError, ProtocolError) as error:
             raise StorageError(
                 f"{self._directory}/trainer.pt is damaged, or of another version: put a copy of it "
                 "back, or delete it; this client then goes on with fresh optimisers and moving "
                 "averages, and trains again what was not acknowledged"
             ) from error
+        return kept.trainer, update
 
     def _read(self, name: str) -> bytes | None:
         if self._directory is None:
@@ -194,6 +212,15 @@ class ClientStore:
         except OSError as error:
             path = self._directory / name
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _unpickled(content: bytes) -> Any:
+    """What `torch.save` made of plain values and tensors; raises ValueError."""
+    try:
+        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except Exception as error:
+        # Of other bytes it raises whatever the first thing is that does not fit.
+        raise ValueError("torch cannot read it") from error
 
 
 def _digest(kept: dict[str, Any]) -> str:

@@ -253,6 +253,8 @@ def _raw(text: str, overrides: Iterable[str], source: str) -> dict[str, Any]:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is not valid TOML: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{source} is not valid TOML: a number is too long") from error
     except RecursionError as error:
         raise ConfigError(f"{source} is not valid TOML: it is nested too deeply") from error
     for override in overrides:
@@ -263,10 +265,14 @@ def _raw(text: str, overrides: Iterable[str], source: str) -> dict[str, Any]:
 def _validated(raw: dict[str, Any], source: str) -> RunConfig:
     try:
         # TOML has no tuples, and JSON's strict mode reads its lists as such.
-        return RunConfig.model_validate_json(json.dumps(raw, default=str))
+        written = json.dumps(raw, default=str)
+    except ValueError as error:
+        raise ConfigError(f"{source}: a number is too long") from error
+    try:
+        return RunConfig.model_validate_json(written)
     except ValidationError as error:
         lines = mistakes(error, key_names(RunConfig))
-        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from error
+        raise ConfigError(*(f"{source}: {line}" for line in lines)) from error
 
 
 def _shown(value: Any) -> str:

@@ -33,7 +33,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {part} is a value, not a section")
     try:
         table[parts[-1]] = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         table[parts[-1]] = value.strip()
 
 

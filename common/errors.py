@@ -23,11 +23,27 @@ The message of each is one line that says what is wrong and what to do. `status`
 name of a grpc.StatusCode: this package does not import grpc.
 """
 
+from typing import Final
+
+_LONGEST: Final = 800
+"""Characters of a line; of a longer one, which quotes what it was given, the middle is left out."""
+
 
 class PrismError(Exception):
-    """The root. Caught at the edges: one line and exit code 1, or a gRPC status."""
+    """The root. Caught at the edges: one line and exit code 1, or a gRPC status.
+
+    Args:
+        lines: what is wrong; of a config with several mistakes, one for each.
+    """
 
     status = "INTERNAL"
+
+    def __init__(self, *lines: str) -> None:
+        # Some of it may be a peer's or a file's, and what controls a terminal must not reach one.
+        super().__init__(*map(printable, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class ConfigError(PrismError):
@@ -146,3 +162,11 @@ class WrongRound(ProtocolError):  # noqa: N818
     def __init__(self, message: str, current: int) -> None:
         super().__init__(message)
         self.current = current
+
+
+def printable(text: str) -> str:
+    """A line that a terminal can show, of whatever length and content its parts were."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(line) <= _LONGEST:
+        return line
+    return f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 4 :]}"

@@ -19,6 +19,15 @@ from common.errors import ConfigError
 
 SERVER: Final = ExtendedKeyUsageOID.SERVER_AUTH
 CLIENT: Final = ExtendedKeyUsageOID.CLIENT_AUTH
+MALFORMED: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises of a certificate, a request or a key; of some parts when asked."""
 _KINDS: Final = {SERVER: "server", CLIENT: "client"}
 
 
@@ -79,9 +88,20 @@ def load_certificates(path: Path) -> tuple[bytes, list[x509.Certificate]]:
     """
     pem = _read(path)
     try:
-        return pem, x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+        return pem, [*map(read_through, x509.load_pem_x509_certificates(pem))]
+    except MALFORMED as error:
         raise ConfigError(f"{path} is not a PEM certificate") from error
+
+
+def read_through(certificate: x509.Certificate) -> x509.Certificate:
+    """The same certificate, all parts of which that are asked for here can be read.
+
+    Raises:
+        MALFORMED: they cannot.
+    """
+    _ = certificate.subject, certificate.issuer, certificate.extensions
+    _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return certificate
 
 
 def check_period(path: Path, now: float) -> str:
@@ -133,7 +153,7 @@ def purposes_of(certificate: x509.Certificate) -> frozenset[x509.ObjectIdentifie
     """What a certificate may be used for; nothing if it does not say."""
     try:
         extension = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return frozenset()
     return frozenset(extension.value)
 
@@ -154,7 +174,7 @@ def host_names(
     """DNS names and IP addresses that a certificate is for."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return ()
     addresses = map(str, names.get_values_for_type(x509.IPAddress))
     return (*names.get_values_for_type(x509.DNSName), *addresses)
@@ -171,7 +191,7 @@ def _constrained_to_leaf(certificate: x509.Certificate) -> bool:
         return False
     try:
         extension = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return False
     return not extension.value.ca
 

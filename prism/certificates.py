@@ -21,7 +21,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from common.errors import ConfigError
-from common.pem import CLIENT, SERVER, check_validity, common_name, host_names, load_certificates
+from common.pem import (
+    CLIENT,
+    MALFORMED,
+    SERVER,
+    check_validity,
+    common_name,
+    host_names,
+    load_certificates,
+)
 
 CLOCKS_DIFFER: Final = timedelta(hours=1)
 """How long before now a certificate is valid: other machines' clocks are not this one's."""
@@ -170,15 +178,15 @@ def read_request(path: Path) -> tuple[Subject, ec.EllipticCurvePublicKey]:
     """
     try:
         asked = x509.load_pem_x509_csr(path.read_bytes())
-        hosts = host_names(asked)
+        key, hosts, name = asked.public_key(), host_names(asked), common_name(asked)
+        proven = asked.is_signature_valid
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except MALFORMED as error:
         raise ConfigError(f"{path} is not a request that `prism certs request` made") from error
-    key = asked.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not asked.is_signature_valid:
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not proven:
         raise ConfigError(f"{path} is not a request that `prism certs request` made")
-    return (Subject.server(hosts) if hosts else Subject.client(common_name(asked))), key
+    return (Subject.server(hosts) if hosts else Subject.client(name)), key
 
 
 def fingerprint(key: ec.EllipticCurvePublicKey) -> str:

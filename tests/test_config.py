@@ -212,3 +212,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not a text file"):
         load_config(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000])
+def test_a_number_that_python_will_not_write_is_a_mistake(number: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_config(f"rounds = {number}")
+    with pytest.raises(ConfigError):
+        parse_config("", [f"rounds={number}"])

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from common.errors import PrismError
+from common.errors import PrismError, printable
 
 certs = typer.Typer(
     add_completion=False,
@@ -220,7 +220,7 @@ def show(
     with _in_one_line():
         for path in files:
             for line in _described(path):
-                typer.echo(line)
+                typer.echo(printable(line))
 
 
 def _described(path: Path) -> Iterator[str]:

@@ -42,6 +42,7 @@ up = "flips"
 min_clients = 2
 quorum = 0.5
 lease_seconds = 1.5
+grace_seconds = 0
 [output]
 sample_every = 0
 """

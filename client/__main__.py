@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from common.catalogue import SPECS
-from common.command_line import DataDir
+from common.command_line import DataDir, MetricsAddress
 from common.errors import ConfigError, PrismError
 from common.logs import Format, Level, Log, LogFormat, LogLevel
 
@@ -74,6 +74,7 @@ def client(
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds to keep trying to reach the server.")
     ] = 600.0,
+    metrics: MetricsAddress = None,
     log_level: Level = LogLevel.INFO,
     log_format: Format = LogFormat.TEXT,
     check: Annotated[
@@ -104,9 +105,11 @@ def client(
     from client.places import Place
     from client.privacy_guard import Guard
     from client.store import ClientStore
+    from client.telemetry import Telemetry
     from client.transport import Transport
     from common.address import Address, check_security
     from common.checklist import Checklist
+    from common.endpoint import serving
 
     place, security = None, Security(ca, cert, key, token_file)
     if places is not None:
@@ -149,7 +152,10 @@ def client(
             transport = Transport(address, security)
             at_the_end.callback(transport.close)
             guard = Guard(store.directory, max_epsilon)
-            process = Client(transport, private, store, guard, patience)
+            telemetry = Telemetry()
+            process = Client(transport, private, store, guard, patience, telemetry)
+            figures = None if metrics is None else Address.parse(metrics, listening=True)
+            at_the_end.enter_context(serving(figures, telemetry.registry))
         except (PrismError, OSError) as error:
             raise log.ended("prism client", error) from error
         try:

@@ -19,6 +19,7 @@ from client.messages import Assignment, Finished
 from client.methods import make_trainer
 from client.privacy_guard import Guard
 from client.store import ClientStore, MadeUpdate
+from client.telemetry import Doing, Telemetry
 from client.transport import Transport
 from client.update import encode_update, update_bits
 from common.config import RunConfig, parse_config
@@ -56,12 +57,14 @@ class Client:
         store: ClientStore,
         guard: Guard,
         patience: float,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._transport = transport
         self._data = data
         self._store = store
         self._guard = guard
         self._patience = patience
+        self._telemetry = telemetry or Telemetry()
         self._name, self._instance = store.identity()
         self._lease = 30.0
         self._said = ""
@@ -75,6 +78,7 @@ class Client:
         config, fingerprint = self._learn_run()
         self._enrol(fingerprint)
         with self._heartbeats():
+            self._telemetry.does(Doing.PREPARING)
             self._prepare(config)
             while True:
                 outcome = self._call(self._transport.await_round)
@@ -85,6 +89,7 @@ class Client:
                     self._said = ""
                     self._take_part(outcome)
                 else:
+                    self._telemetry.does(Doing.WAITING)
                     self._say(f"waiting: {outcome.reason}")
         self.leave()
 
@@ -150,13 +155,16 @@ class Client:
             if t >= self._config.rounds:
                 raise ProtocolError(f"round {t} of a run of {self._config.rounds} rounds")
         try:
+            self._telemetry.does(Doing.FETCHING, t)
             state = self._call(lambda: self._fetch(assignment))
             made = self._made
+            self._telemetry.does(Doing.TRAINING)
             if made is None or not _fits(made, assignment):
                 made = self._made = self._train(assignment, state)
             layout = update_layout(self._config)
             segments = list(zip(layout, made.payloads, strict=True))
             run_id = self._fingerprint.run_id
+            self._telemetry.does(Doing.SENDING)
             self._guard.check_report(self._config, made.report.loss)
             self._call(lambda: self._transport.submit(run_id, assignment, segments, made.report))
         except WrongRound as error:
@@ -168,14 +176,16 @@ class Client:
         except AlreadyExists as error:
             log.warning("round %d: %s", t, error)
         else:
-            loss = made.report.loss
+            loss, size = made.report.loss, sum(len(payload) for payload in made.payloads)
+            self._telemetry.moved("up", size)
+            self._telemetry.acknowledged(loss)
             log.info(
                 "round %d: state %s, loss %s, trained %.1f s, sent %d bytes",
                 t,
                 state.digest().hex()[:12],
                 "-" if loss is None else f"{loss:.3g}",
                 made.seconds,
-                sum(len(payload) for payload in made.payloads),
+                size,
             )
 
     def _fetch(self, assignment: Assignment) -> GlobalState:
@@ -187,6 +197,7 @@ class Client:
         for held in (self._held, None):
             try:
                 steps = self._transport.fetch_state(assignment.round, held, limit)
+                self._telemetry.moved("down", sum(len(step.payload) for step in steps))
                 state = apply_steps(self._config, self._held, steps)
             except PayloadError as error:
                 log.warning("state of round %d: %s", assignment.round, error)
@@ -205,11 +216,13 @@ class Client:
 
         def progress(step: int, loss: float) -> None:
             nonlocal last
+            self._telemetry.stepped()
             if time.monotonic() - last > 5:
                 log.info("round %d: step %d/%d, loss %.3g", state.round, step, steps, loss)
                 last = time.monotonic()
 
         result = self._trainer.train(state, self._name, progress)
+        self._telemetry.trained(result.seconds)
         values = self._guard.values(self._config, state, result.values)
         payloads = encode_update(
             self._config,
@@ -253,7 +266,8 @@ class Client:
         started, delay, troubled = time.monotonic(), 0.5, False
         while True:
             try:
-                result = call()
+                with self._telemetry.errors.counted():
+                    result = call()
             except Busy as error:
                 # It answers, so patience starts anew; spread out, so that not all are back at once.
                 self._say(f"{error}; again in {error.seconds:.0f} s")

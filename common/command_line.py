@@ -14,6 +14,14 @@ Override = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a config key; repeatable."),
 ]
 DataDir = Annotated[Path | None, typer.Option(help=f"Where the files of {IN_DATA_DIR} are.")]
+MetricsAddress = Annotated[
+    str | None,
+    typer.Option(
+        envvar="PRISM_METRICS",
+        help="HOST:PORT where Prometheus may read figures, by plain HTTP at /metrics; port 0 takes "
+        "a free one.",
+    ),
+]
 RunData = Annotated[
     str | None, typer.Option(help="Images, as in `prism client`; by default data.name.")
 ]

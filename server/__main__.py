@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from common.catalogue import SPECS
-from common.command_line import DataDir, Override
+from common.command_line import DataDir, MetricsAddress, Override
 from common.errors import PrismError
 from common.logs import Format, Level, Log, LogFormat, LogLevel
 
@@ -49,6 +49,7 @@ def server(
         bool, typer.Option(help="Allow plain text on an address that others can reach.")
     ] = False,
     reflection: Annotated[bool, typer.Option(help="Answer gRPC reflection.")] = False,
+    metrics: MetricsAddress = None,
     eval_data: Annotated[
         str | None,
         typer.Option(
@@ -97,6 +98,7 @@ def server(
                 token_file=token_file,
                 insecure=insecure,
                 reflection=reflection,
+                metrics=metrics,
                 start=start,
                 strangers=strangers,
                 claimed=lambda: log.into(out / "logs" / "server.log"),

@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from common.address import Address, check_listen, check_security
 from common.config import RunConfig
+from common.endpoint import serving
 from common.errors import ConfigError, StorageError
 from common.files import failure_of, write_atomically
 from common.open_files import allow_connections
@@ -32,6 +33,7 @@ from server.engine import Engine
 from server.evaluation import NO_EVALUATION, EvaluationOptions
 from server.interceptors import Gate
 from server.service import FederationService
+from server.standing import standings
 from server.start import start_from
 from server.strangers import Strangers
 from server.tls import CertificateFiles, Pems
@@ -73,6 +75,7 @@ async def serve(
     token_file: Path | None = None,
     insecure: bool = False,
     reflection: bool = False,
+    metrics: str | None = None,
     evaluated: EvaluationOptions = NO_EVALUATION,
     strangers: Strangers | None = None,
     start: Path | None = None,
@@ -95,6 +98,7 @@ async def serve(
         token_file: names and digests of the tokens that prove them; over TLS only.
         insecure: allow plain text on an address that is not loopback.
         reflection: answer gRPC reflection.
+        metrics: HOST:PORT where Prometheus is answered; by default nowhere.
         evaluated: which images the server has to compare the model with.
         strangers: who connects and makes no call, where that is known.
         start: directory of another run, whose last state this one starts from.
@@ -117,6 +121,9 @@ async def serve(
         )
     # The directory is this run's once the engine is made, so what can fail is tried before.
     check_listen(address)
+    figures = None if metrics is None else Address.parse(metrics, listening=True)
+    if figures is not None:
+        check_listen(figures)
     allow_connections(config.data.clients)
     try:
         if start is not None:
@@ -131,7 +138,7 @@ async def serve(
             log.info("the run in %s is finished: %d rounds", out, engine.rounds.round)
             await engine.run()
             return
-        with _signals(engine):
+        with _signals(engine), serving(figures, engine.recorder.telemetry.registry):
             await _serve(engine, address, out, files, admission, strangers, reflection, ready)
     except OSError as error:
         raise StorageError(
@@ -173,7 +180,7 @@ async def _serve(
     listening = Address(bind.host, port)
     address = out / "address"
     await server.start()
-    looking = asyncio.create_task(_look_around(engine, files, admission, strangers))
+    looking = asyncio.create_task(_look_around(engine, out, files, admission, strangers))
     try:
         for name in ("", SERVICE):
             await status.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -195,6 +202,7 @@ async def _serve(
 
 async def _look_around(
     engine: Engine,
+    out: Path,
     files: CertificateFiles | None,
     admission: Admission,
     strangers: Strangers | None,
@@ -210,6 +218,8 @@ async def _look_around(
                 await engine.expel(name)
         if strangers is not None:
             strangers.look(time.monotonic())
+        states = standings(engine.rounds, time.monotonic())
+        engine.recorder.telemetry.looked(states, engine.intake.uploads, out / "journal")
         if files is not None:
             files.remind(datetime.now(UTC))
         await asyncio.sleep(LOOK_SECONDS)

@@ -60,6 +60,11 @@ class Budget:
             self._free -= amount
         return amount
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for their amount."""
+        return len(self._waiting)
+
     def give(self, amount: int) -> None:
         """Give an amount back."""
         self._free += amount
@@ -181,6 +186,13 @@ class Intake:
             async for piece in pieces:
                 upload.add(piece)
                 scope.reschedule(min(until, loop.time() + IDLE_SECONDS))
+
+    @property
+    def uploads(self) -> dict[str, int]:
+        """How many updates are on their way in, by what is done about them."""
+        queued, storing = self._budget.waiting, self._rounds.updates.storing
+        sending = max(0, len(self._reading) - queued)
+        return {"queued": queued, "sending": sending, "storing": storing}
 
     def end(self, name: str) -> None:
         """End the reading of a client's update, if there is one: it is not wanted any more."""

@@ -125,13 +125,15 @@ class Gate(grpc.aio.ServerInterceptor):
             yield call
             call.useful = True
         except PrismError as error:
+            self.engine.recorder.telemetry.errors.count(error)
             code = grpc.StatusCode[error.status]
             if not isinstance(error, Busy) or call.tells():
                 log.info("%s of %s: %s: %s", rpc, call.caller, code.name, error)
             await context.abort(code, " ".join(str(error).split()), error_metadata(error))
         except grpc.aio.AbortError:
             raise
-        except Exception:
+        except Exception as error:
+            self.engine.recorder.telemetry.errors.count(error)
             log.exception("%s of %s failed", rpc, call.caller)
             await context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says how")
         finally:
@@ -226,18 +228,19 @@ class _Call:
         round_ = self._engine.rounds.round if summed else self._round
         log.debug("%s of %s: %s bytes", self._rpc, self.caller, self._meter.message)
         directions: tuple[Direction, ...] = ("up", "down")
-        for direction in directions[self._meter.journalled :]:
-            self._engine.recorder.traffic(
-                Traffic(
-                    round=round_,
-                    client=self.client,
-                    direction=direction,
-                    rpc=self._rpc,
-                    payload_bytes=self._meter.payload[direction],
-                    message_bytes=self._meter.message[direction],
-                    summed=summed,
-                )
+        for direction in directions:
+            traffic = Traffic(
+                round=round_,
+                client=self.client,
+                direction=direction,
+                rpc=self._rpc,
+                payload_bytes=self._meter.payload[direction],
+                message_bytes=self._meter.message[direction],
+                summed=summed,
             )
+            self._engine.recorder.telemetry.traffic(traffic)
+            if direction == "down" or not self._meter.journalled:
+                self._engine.recorder.traffic(traffic)
 
     def tells(self) -> bool:
         """Whether the log is to have a line of this refusal, too."""

@@ -33,6 +33,7 @@ from server.latest import log_failure, lower_priority
 from server.line_file import LineFile, Mark
 from server.metrics import Metrics
 from server.pictures import Pictures
+from server.telemetry import Telemetry
 from server.traffic import Traffic
 
 DRAWN: Final = 100
@@ -52,6 +53,9 @@ class Recorder:
         images: to compare the model with, if the server has any.
         features: that the distance to them is taken on.
 
+    Attributes:
+        telemetry: the figures that Prometheus may ask for.
+
     Raises:
         StorageError, OSError: evaluation.jsonl is not what the server wrote, or cannot be read.
     """
@@ -65,6 +69,8 @@ class Recorder:
         images: ImageSource | None,
         features: str,
     ) -> None:
+        self.telemetry = Telemetry()
+        self.telemetry.started(round_, config.rounds)
         self._rounds = config.rounds
         self._books = books
         self._evaluations: LineFile | None = None
@@ -72,6 +78,8 @@ class Recorder:
         if images is not None:
             self._evaluations, lines = LineFile.open(out / "evaluation.jsonl", Mark())
             self._evaluated = max((line["round"] for line in lines), default=-1)
+            for line in lines[-1:]:
+                self.telemetry.evaluated(line)
         self._sums: dict[tuple[int, str, str, str], Traffic] = {}
         self._events: SummaryWriter | None = None
         self._thread = ThreadPoolExecutor(1, "recorder", initializer=lower_priority)
@@ -103,6 +111,7 @@ class Recorder:
             metrics: of the round.
             model: what to make one of.
         """
+        self.telemetry.closed(metrics)
         self._do(self._write_metrics, metrics)
         if self._exporter.due(model):
             self._exporter.submit(model)
@@ -167,6 +176,7 @@ class Recorder:
                         self._events.add_scalar(f"update_{name}/{client}", value, metrics.round)
 
     def _write_evaluation(self, line: dict[str, Any]) -> None:
+        self.telemetry.evaluated(line)
         if self._evaluations is not None:
             self._evaluations.append({**line, "time": utc_now()})
         if self._events is not None:

@@ -238,6 +238,11 @@ class Rounds:
         """Names whose update is durable and folded, by rank."""
         return self._cohort.submitted
 
+    @property
+    def updates(self) -> Cohort:
+        """How far they have come in this round; to be asked, not told."""
+        return self._cohort
+
     def next_deadline(self) -> float:
         """When `tick` has something to do; infinity if nothing runs out."""
         held_up = {

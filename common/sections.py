@@ -218,7 +218,7 @@ class OutputConfig(Section):
     """Rounds between evaluations, where the server has evaluation data."""
     mask: Literal["sample", "threshold"] = "threshold"
     """How the exported mask comes from theta: sampled, or [theta > 1/2]."""
-    average: Share = 0.1
+    average: Share = 0.2
     """Models are of the mean state over about this last share of the rounds; 0 for the last."""
 
 

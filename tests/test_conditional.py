@@ -161,7 +161,8 @@ def test_a_run_that_ignores_labels_is_what_it_was_before_there_were_classes(
         f'rounds = 2\nmethod = "{method}"\n{alpha}{SHAPES}[train]\nlocal_steps = 2\n'
         "batch_size = 16\nmoving_average_leak = 0\n"
         '[data]\nclients = 3\npartition = "shards"\nlabels = "ignore"\n'
-        "[codec]\nerror_feedback_step = 0.3\nerror_feedback_step_final = 0.3"
+        "[codec]\nerror_feedback_step = 0.3\nerror_feedback_step_final = 0.3\n"
+        "[output]\naverage = 0.1"
     )
     encoder = load_encoder("small")
     moments = client_moments(config, open_source("digits"), encoder, CPU)

@@ -121,7 +121,9 @@ class Channel:
         if status == "CANCELLED":
             return TransportError("the call was cancelled")
         if status == "UNIMPLEMENTED":
-            return ConfigError(
+            # What stands in for a server that is starting anew may say so for a while.
+            kind = TransportError if self._answered else ConfigError
+            return kind(
                 f"{self._address} is no PRISM server, or one of another version: is this its port?"
             )
         meant = error_of(status, call.details() or "", trailing)

@@ -93,6 +93,9 @@ def _look(address: Address, security: Security) -> Finding | None:
             f"{address} does not answer: is the address right, and does a firewall let it through?",
             lasting=False,
         )
+    except FileNotFoundError:
+        gone = [str(f) for f in (security.ca, security.cert, security.key) if f and not f.exists()]
+        return Finding(f"{', '.join(gone) or address} is gone: put it back", lasting=False)
     except OSError as error:
         return Finding(f"{address} cannot be reached: {error.strerror or error}", lasting=False)
 

@@ -29,6 +29,7 @@ from common.errors import (
     Busy,
     NotInCohort,
     PayloadError,
+    PrismError,
     ProtocolError,
     SessionUnknown,
     StorageError,
@@ -95,7 +96,7 @@ class Client:
 
     def leave(self) -> None:
         """Tell the server that this client goes, if it can be told."""
-        with contextlib.suppress(TransportError, ProtocolError):
+        with contextlib.suppress(PrismError):
             self._transport.leave()
 
     def _learn_run(self) -> tuple[RunConfig, Fingerprint]:
@@ -302,7 +303,7 @@ class Client:
         def beat() -> None:
             while not stop.wait(min(max(self._lease / 3, SHORTEST_BEAT), LONGEST_BEAT)):
                 # The main thread's next call meets the same trouble, and deals with it.
-                with contextlib.suppress(TransportError, ProtocolError):
+                with contextlib.suppress(PrismError):
                     self._transport.heartbeat()
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)

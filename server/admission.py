@@ -31,7 +31,7 @@ class Admission:
 
     def __init__(self, allow: Path | None = None, tokens: Path | None = None) -> None:
         self._allow_file, self._tokens_file = allow, tokens
-        self._stamps = self._seen()
+        self._stamps = self._last_seen = self._seen()
         self._allowed: frozenset[str] | None = None
         self._proofs: dict[str, str] | None = None
         self._read()
@@ -42,8 +42,11 @@ class Admission:
         return self._proofs is not None
 
     def refresh(self) -> None:
-        """Read the files again if they have changed."""
-        if (seen := self._seen()) == self._stamps:
+        """Read the files again if they have changed, and are as they were at the last look."""
+        seen, before = self._seen(), self._last_seen
+        self._last_seen = seen
+        # One that is still being written looks whole whenever it ends with a line.
+        if seen == self._stamps or seen != before:
             return
         self._stamps = seen
         try:
@@ -107,4 +110,6 @@ def _names(path: Path) -> frozenset[str]:
                 f"{path}, line {number}: a name has 1 to {NAME_LENGTH} printable characters"
             )
         names.add(name)
+    if not names:
+        raise ConfigError(f"{path} names nobody: write one name a line")
     return frozenset(names)

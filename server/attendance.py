@@ -103,11 +103,17 @@ class Attendance:
         return tuple(sorted(self._drawn(round_, 0, pool)[:asked]))
 
     def others(
-        self, round_: int, draw: int, live: Iterable[str], cohort: Iterable[str]
+        self, round_: int, draw: int, live: Iterable[str], cohort: Iterable[str], late: bool
     ) -> list[str]:
-        """Whom to ask in place of some of a cohort, in the order of a further draw."""
-        outside = (n for n in set(live).difference(cohort) if not self.left_out(n, round_))
-        return self._drawn(round_, draw, outside)
+        """Whom to ask in place of some of a cohort, in the order of a further draw.
+
+        Those who are left out are not asked before a deadline has passed, and then last: the round
+        by which they would be back may be waiting for them.
+        """
+        drawn = self._drawn(round_, draw, set(live).difference(cohort))
+        out = {name for name in drawn if self.left_out(name, round_)}
+        asked = sorted(drawn, key=out.__contains__)
+        return asked if late else asked[: len(drawn) - len(out)]
 
     def left_out(self, name: str, round_: int) -> Absence | None:
         """Why a client is not asked in a round; None if it may be."""

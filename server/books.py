@@ -104,12 +104,12 @@ class Books:
     def _restore_updates(self, found: Recovered, calls: list[dict[str, Any]]) -> None:
         """The updates of the open round, all of which the log has."""
         there = {
-            line.get("client")
+            str(line.get("client"))
             for line in calls
             if line["round"] == found.round and "acknowledged" in line
         }
         if unknown := there - found.updates.keys():
-            client = min(unknown, key=str)
+            client = min(unknown)
             raise StorageError(
                 f"{self._comm.path} tells of an update of {client} to round {found.round} that the "
                 "journal does not know: put a copy of the whole run directory back"

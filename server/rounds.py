@@ -290,7 +290,7 @@ class Rounds:
         if received >= self.attendance.quorum(size):
             return (*missed, self._close())
         does = received >= self.attendance.least
-        if not (does and self._draw) and (replaced := self._replace(now)):
+        if not (does and self._draw) and (replaced := self._replace(now, late)):
             return (*missed, *replaced)
         if late and does:
             return (*missed, self._close())
@@ -313,10 +313,10 @@ class Rounds:
         missed = self.attendance.missed(self.round, names)
         return (Missed(self.round, missed),) if missed else ()
 
-    def _replace(self, now: float) -> Effects:
+    def _replace(self, now: float, late: bool) -> Effects:
         """Give the places of those who are late or gone to others, as far as others are here."""
         draw, live = self._draw + 1, self.members.live(now)
-        drawn = self.attendance.others(self.round, draw, live, self.cohort)
+        drawn = self.attendance.others(self.round, draw, live, self.cohort, late)
         others = dict(zip(self._cohort.replaceable, drawn, strict=False))
         if not others:
             return ()

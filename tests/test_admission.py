@@ -78,17 +78,28 @@ def test_a_list_that_cannot_be_used_changes_nothing(
         Admission(allowed)
     allowed.write_text("ann\n")
     admission = Admission(allowed)
-    for content in (b"\xff\xfe", b"ok\n" + b"x" * 65):
+    for content in (b"\xff\xfe", b"ok\n" + b"x" * 65, b"# nobody\n"):
         allowed.write_bytes(content)
+        admission.refresh()
         admission.refresh()
         assert admission.admits("ann") and not admission.admits("ok")
     allowed.unlink()
     admission.refresh()
-    assert admission.admits("ann")
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
-    allowed.write_text("")
     admission.refresh()
-    assert not admission.admits("ann")
+    assert admission.admits("ann")
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 4
+
+
+def test_a_list_is_read_once_it_is_written(tmp_path: Path) -> None:
+    allowed = tmp_path / "allowed"
+    allowed.write_text("ann\nbob\n")
+    admission = Admission(allowed)
+    for written in ("cleo\n", "cleo\nann\n"):
+        allowed.write_text(written)
+        admission.refresh()
+        assert admission.admits("bob") and not admission.admits("cleo")
+    admission.refresh()
+    assert not admission.admits("bob") and admission.admits("cleo") and admission.admits("ann")
 
 
 def test_the_name_is_that_of_the_certificate(tmp_path: Path) -> None:

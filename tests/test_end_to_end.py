@@ -329,7 +329,7 @@ def test_one_clear_line_for_every_mistake(tmp_path: Path) -> None:
         (("run", tmp_path / "none.toml"), "cannot read"),
         (("server", config, "--bind", "0.0.0.0:0", "--out", tmp_path / "o"), "--insecure"),
         (("server", config, "--bind", "nowhere", "--out", tmp_path / "o"), "HOST:PORT"),
-        (("client", "--server", nobody, "--data", "digits", "--patience", "0"), "no answer"),
+        (("client", "--server", nobody, "--data", "digits", "--patience", "0"), "nothing listens"),
         (("client", "--server", "a.example:1", "--data", "digits"), "--insecure"),
         (("client", "--server", nobody, "--data", f"folder:{tmp_path}/none"), "none"),
         (("client", "--server", nobody, "--data", f"folder:{tmp_path}/empty"), "empty"),

@@ -264,3 +264,27 @@ def test_absences_of_those_who_are_gone_for_good_are_forgotten() -> None:
         rounds.aggregated(DEADLINE)
         submit(rounds, "a", DEADLINE)
     assert math.isfinite(rounds.round) and not rounds.attendance.absences
+
+
+def test_who_is_left_out_is_asked_when_nobody_else_is_there() -> None:
+    """Two miss a round and are left out of the next, in which the other two die."""
+    rounds = opened(4)
+    for name in "cd":
+        submit(rounds, name)
+    now = DEADLINE
+    renew_all(rounds, now - 1)
+    rounds.tick(now)
+    assert rounds.phase is Phase.CLOSING
+    rounds.aggregated(now)
+    assert rounds.cohort == ("c", "d")
+    end = now + 3 * (DEADLINE + GRACE + LEASE)
+    while rounds.round == 1 and now < end:
+        now += LEASE / 3
+        for name in "ab":
+            rounds.members.renew(now, f"session-{name}")
+            if isinstance(rounds.outcome(now, f"session-{name}"), Assignment):
+                submit(rounds, name, now)
+        rounds.tick(now)
+        if rounds.phase is Phase.CLOSING:
+            rounds.aggregated(now)
+    assert rounds.round == 2

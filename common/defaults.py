@@ -16,8 +16,13 @@ METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
     "fedavg": {
         "sharpening": 1.0,
-        "train": {"learning_rate": 0.02, "learning_rate_final": 0.001},
+        "train": {
+            "learning_rate": 0.02,
+            "learning_rate_final": 0.001,
+            "moving_average_leak": 0.0,
+        },
         "codec": {"up": "float32", "down": "keyframe"},
+        "output": {"average": 0.1},
     },
 }
 """Defaults that a method changes: keys, and keys of sections."""

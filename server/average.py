@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from common.cells import NO_CELLS, CellTable
 from common.config import RunConfig
 from common.state import PROB_ONE, GlobalState, logit, sigma
+from server.recovered import like
 
 _ARRAY: Final = "average"
 _TAUGHT: Final = "taught"
@@ -116,12 +117,12 @@ class StateAverage:
         return {**mean, **taught, **cells}
 
     def restore(self, state: GlobalState, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint; raises KeyError and ValueError where it is of another run."""
         self._last = state
         if self._share:
-            self._mean = arrays[_ARRAY].copy()
+            self._mean = like(self._mean, arrays[_ARRAY]).copy()
         if self._taught.size:
-            self._taught = arrays[_TAUGHT].copy()
+            self._taught = like(self._taught, arrays[_TAUGHT]).copy()
         self._cells = {
             key.removeprefix(_CELLS): CellTable.read(array.tobytes())
             for key, array in arrays.items()

@@ -20,6 +20,7 @@ from common.config import RunConfig
 from common.downlink import StateStep, exact_step, feedback_units, move_by_levels
 from common.state import GlobalState
 from server.aggregate import Closed
+from server.recovered import like
 
 HISTORY: Final = 16
 """Differences kept for clients that are behind."""
@@ -89,7 +90,8 @@ class Broadcast:
         if (state.values.shape, state.values.dtype) != self._kind:
             raise ValueError(f"a state of {state.values.shape} {state.values.dtype}")
         self._links: deque[_Link] = deque(maxlen=HISTORY)
-        self._residual = arrays.get("residual", np.zeros(state.dimension, dtype=np.int32))
+        nothing = np.zeros(state.dimension, dtype=np.int32)
+        self._residual = like(nothing, arrays.get("residual", nothing))
         names = [name for name in arrays if name.startswith("step.")]
         for name in sorted(names, key=lambda name: int(name[5:])):
             content = arrays[name].tobytes()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from server.members import NAME_LENGTH
 
@@ -100,3 +100,14 @@ class Header(_Word):
     changes: list[dict[str, Any]] = []
     marks: dict[str, tuple[Count, Digest]] = {}
     absences: dict[Client, tuple[Annotated[Count, Field(ge=1)], Count]] = {}
+
+    @model_validator(mode="after")
+    def _check_metrics(self) -> Header:
+        if self.metrics.get("round") != self.round - 1:
+            raise ValueError("the metrics are of another round")
+        _ROWS.validate_python(self.metrics.get("updates", {}))
+        return self
+
+
+_ROWS: Final = TypeAdapter(dict[Client, dict[str, float | None]])
+"""The figures of a round's updates, by client."""

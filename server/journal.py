@@ -239,7 +239,7 @@ class Journal:
                 changes=header.changes,
                 marks=marks,
             )
-        except (SafetensorError, ValueError, KeyError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path} is not a checkpoint that this version reads") from error
         if header.run != self._run:
             raise StorageError(

@@ -171,3 +171,14 @@ def _stored(entry: UpdateEntry, payload: bytes) -> StoredUpdate:
 def _require(holds: bool) -> None:
     if not holds:
         raise ValueError("the journal contradicts itself")
+
+
+def like(known: NDArray[Any], found: NDArray[Any]) -> NDArray[Any]:
+    """An array that was recovered, if it has the shape and the type of a known one.
+
+    Raises:
+        ValueError: it has others.
+    """
+    if (found.shape, found.dtype) != (known.shape, known.dtype):
+        raise ValueError(f"{found.shape} {found.dtype}, not {known.shape} {known.dtype}")
+    return found

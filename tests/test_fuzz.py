@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import support_fuzz_files
+import support_fuzz_journal
 import support_fuzz_wire
 from support_fuzz import Target
 
@@ -19,8 +20,12 @@ COUNT = int(os.environ.get("PRISM_FUZZ", "6000"))
 
 @pytest.mark.parametrize(
     ("share", "targets"),
-    [(0.8, support_fuzz_wire.targets), (0.15, support_fuzz_files.targets)],
-    ids=["wire", "files"],
+    [
+        (0.9, support_fuzz_wire.targets),
+        (0.095, support_fuzz_files.targets),
+        (0.005, support_fuzz_journal.targets),
+    ],
+    ids=["wire", "files", "journal"],
 )
 def test_reads_or_refuses(
     tmp_path: Path, share: float, targets: Callable[[Path], Iterator[Target]]

@@ -45,9 +45,11 @@ test-faults: $(READY)
 	PRISM_KILLS=$(or $(KILLS),200) PRISM_CLIENT_KILLS=$(or $(CLIENT_KILLS),50) \
 	  $(BIN)/pytest -n 0 tests/test_faults.py
 
-# A million inputs for everything that reads bytes, unless INPUTS says otherwise.
+# A million inputs for everything that reads bytes, and 50,000 requests to servers, unless said
+# otherwise.
 fuzz: $(READY)
-	PRISM_FUZZ=$(or $(INPUTS),1000000) $(BIN)/pytest -n 0 tests/test_fuzz.py
+	PRISM_FUZZ=$(or $(INPUTS),1000000) PRISM_FUZZ_CALLS=$(or $(CALLS),50000) \
+	  $(BIN)/pytest -n 0 tests/test_fuzz.py tests/test_fuzz_service.py
 
 # Needs a Docker engine. What docker-compose.yml takes may be set: BASE_IMAGE, TORCH_INDEX, ...
 test-compose: $(READY)

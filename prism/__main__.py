@@ -34,6 +34,10 @@ COMMANDS: Final = {
         "prism.commands.health",
         "Ask a server whether it is well; the exit code says so, too.",
     ),
+    "status": Subcommand(
+        "prism.commands.status",
+        "Show how a run goes: round, clients, who is waited for, errors.",
+    ),
     "sample": Subcommand(
         "prism.commands.sample", "Draw images from a model file; no server, no data needed."
     ),

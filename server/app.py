@@ -218,8 +218,10 @@ async def _look_around(
                 await engine.expel(name)
         if strangers is not None:
             strangers.look(time.monotonic())
-        states = standings(engine.rounds, time.monotonic())
-        engine.recorder.telemetry.looked(states, engine.intake.uploads, out / "journal")
+        now, rounds = time.monotonic(), engine.rounds
+        engine.recorder.recent.looked(now, rounds.round, rounds.phase)
+        states, uploads = standings(rounds, now), engine.intake.uploads
+        engine.recorder.telemetry.looked(states, uploads, out / "journal")
         if files is not None:
             files.remind(datetime.now(UTC))
         await asyncio.sleep(LOOK_SECONDS)

@@ -29,6 +29,7 @@ from server.admission import EVERYBODY, Admission
 from server.engine import Engine
 from server.limits import Limits
 from server.members import check_identity
+from server.status import without_names
 from server.strangers import Strangers, peer_address
 from server.traffic import METER, Direction, Meter, Traffic
 
@@ -125,7 +126,7 @@ class Gate(grpc.aio.ServerInterceptor):
             yield call
             call.useful = True
         except PrismError as error:
-            self.engine.recorder.telemetry.errors.count(error)
+            call.failed(error)
             code = grpc.StatusCode[error.status]
             if not isinstance(error, Busy) or call.tells():
                 log.info("%s of %s: %s: %s", rpc, call.caller, code.name, error)
@@ -215,8 +216,7 @@ class _Call:
         if self._rpc == "Join" and message.session:
             self._limits.opened(self._host, message.session)
         if self._rpc == "GetStatus" and not self._may_know_names():
-            for client in message.clients:
-                client.name = ""
+            without_names(message)
         raw: bytes = cast(Any, self._handler).response_serializer(message)
         self._count("down", message, len(raw))
         return raw
@@ -241,6 +241,12 @@ class _Call:
             self._engine.recorder.telemetry.traffic(traffic)
             if direction == "down" or not self._meter.journalled:
                 self._engine.recorder.traffic(traffic)
+
+    def failed(self, error: PrismError) -> None:
+        """Count what the call ended in, and keep it for whoever asks."""
+        recorder = self._engine.recorder
+        recorder.telemetry.errors.count(error)
+        recorder.recent.failed(self._rpc, self.caller, self._host, error)
 
     def tells(self) -> bool:
         """Whether the log is to have a line of this refusal, too."""

@@ -33,6 +33,7 @@ from server.latest import log_failure, lower_priority
 from server.line_file import LineFile, Mark
 from server.metrics import Metrics
 from server.pictures import Pictures
+from server.recent import Recent
 from server.telemetry import Telemetry
 from server.traffic import Traffic
 
@@ -55,6 +56,7 @@ class Recorder:
 
     Attributes:
         telemetry: the figures that Prometheus may ask for.
+        recent: what a person may ask for.
 
     Raises:
         StorageError, OSError: evaluation.jsonl is not what the server wrote, or cannot be read.
@@ -70,6 +72,7 @@ class Recorder:
         features: str,
     ) -> None:
         self.telemetry = Telemetry()
+        self.recent = Recent()
         self.telemetry.started(round_, config.rounds)
         self._rounds = config.rounds
         self._books = books
@@ -79,7 +82,7 @@ class Recorder:
             self._evaluations, lines = LineFile.open(out / "evaluation.jsonl", Mark())
             self._evaluated = max((line["round"] for line in lines), default=-1)
             for line in lines[-1:]:
-                self.telemetry.evaluated(line)
+                self._tell_evaluation(line)
         self._sums: dict[tuple[int, str, str, str], Traffic] = {}
         self._events: SummaryWriter | None = None
         self._thread = ThreadPoolExecutor(1, "recorder", initializer=lower_priority)
@@ -112,6 +115,7 @@ class Recorder:
             model: what to make one of.
         """
         self.telemetry.closed(metrics)
+        self.recent.closed(metrics.seconds)
         self._do(self._write_metrics, metrics)
         if self._exporter.due(model):
             self._exporter.submit(model)
@@ -175,8 +179,12 @@ class Recorder:
                     if value is not None:
                         self._events.add_scalar(f"update_{name}/{client}", value, metrics.round)
 
-    def _write_evaluation(self, line: dict[str, Any]) -> None:
+    def _tell_evaluation(self, line: dict[str, Any]) -> None:
         self.telemetry.evaluated(line)
+        self.recent.evaluated(line)
+
+    def _write_evaluation(self, line: dict[str, Any]) -> None:
+        self._tell_evaluation(line)
         if self._evaluations is not None:
             self._evaluations.append({**line, "time": utc_now()})
         if self._events is not None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final
+from collections.abc import AsyncIterator
+from typing import Final
 
 from common import PROTOCOL_VERSION
 from common.errors import (
@@ -38,6 +38,7 @@ from server.events import Assignment, Finished
 from server.intake import IDLE_SECONDS
 from server.interceptors import Context
 from server.members import check_identity
+from server.status import status_to_pb
 from server.traffic import METER
 
 MAX_WAIT_SECONDS: Final = 60.0
@@ -169,26 +170,7 @@ class FederationService(FederationServicer):
         context: Context,  # noqa: ARG002
     ) -> pb.GetStatusResponse:
         """Say where the run stands."""
-        rounds = self._engine.rounds
-        cohort, submitted = set(rounds.cohort), set(rounds.submitted)
-        measured = self._engine.measured
-        return pb.GetStatusResponse(
-            run_name=self._config.name,
-            fingerprint=fingerprint_to_pb(self._engine.fingerprint),
-            phase=rounds.phase.value,
-            round=rounds.round,
-            rounds=self._config.rounds,
-            state_digest=self._engine.broadcast.digest,
-            clients=[
-                pb.ClientStatus(
-                    name=name,
-                    in_cohort=name in cohort,
-                    submitted=name in submitted,
-                    measured=_measured_to_pb(measured[name]) if name in measured else None,
-                )
-                for name in sorted(cohort.union(self._engine.live()))
-            ],
-        )
+        return status_to_pb(self._engine)
 
     def _check_report(self, report: Report) -> None:
         """Refuse classes and cells that the run does not have; raises ProtocolError."""
@@ -264,16 +246,3 @@ async def _pieces(messages: AsyncIterator[pb.UpdateChunk]) -> AsyncIterator[byte
         if message.WhichOneof("part") != "data":
             raise PayloadError("an update has one header, then data")
         yield message.data
-
-
-def _measured_to_pb(row: Mapping[str, Any]) -> pb.MeasuredUpdate:
-    """The message of a row of `server.figures.table`."""
-    return pb.MeasuredUpdate(
-        density=row["density"],
-        from_state=row["from_state"],
-        from_cohort=row["from_cohort"],
-        moved=row["moved"],
-        payload_bytes=row["bytes"],
-        seconds=row["seconds"],
-        left_out=row["left_out"],
-    )

@@ -22,19 +22,22 @@ class Standing(StrEnum):
     DONE = "done"
     """Its update is durable and counts."""
     GONE = "gone"
-    """It is in the cohort, and has no session."""
+    """It has no session, and is in the cohort or missed deadlines."""
+    AWAITED = "awaited"
+    """It was here before a restart of the server, and may yet come back."""
 
 
 def standings(rounds: Rounds, now: float) -> dict[str, Standing]:
-    """All who are here or in the cohort, sorted by name."""
-    live, cohort = set(rounds.members.live(now)), set(rounds.cohort)
+    """All who are here, awaited, in the cohort or missed, sorted by name."""
+    live, awaited = set(rounds.members.live(now)), set(rounds.members.awaited(now))
+    cohort, missed = set(rounds.cohort), set(rounds.attendance.absences)
     found = {}
-    for name in sorted(live | cohort):
+    for name in sorted(live | awaited | cohort | missed):
         stage = rounds.updates.stage(name)
         if stage is Stage.IN:
             found[name] = Standing.DONE
         elif name not in live:
-            found[name] = Standing.GONE
+            found[name] = Standing.AWAITED if name in awaited else Standing.GONE
         elif name not in cohort:
             out = rounds.attendance.left_out(name, rounds.round)
             found[name] = Standing.LEFT_OUT if out else Standing.WAITING

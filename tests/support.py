@@ -286,6 +286,9 @@ async def serve_finished(config: RunConfig, out: Path) -> None:
 async def snapshot(client: RawClient, out: Path) -> tuple[bytes, dict[str, bytes]]:
     """All that a refused call must leave as it was."""
     status = await client.status()
+    # That it was refused is told, and time goes by.
+    status.ClearField("problems")
+    status.ClearField("phase_seconds")
     files = {path.name: path.read_bytes() for path in (out / "journal").iterdir()}
     return status.SerializeToString(deterministic=True), files
 

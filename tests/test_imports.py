@@ -21,7 +21,14 @@ GRPC = {
     "benchmarks/scale/load.py",
     "benchmarks/scale/sink.py",
 }
-MESSAGES = {*GRPC, "server/encoded.py", "client/transport.py", "common/wire.py"}
+MESSAGES = {
+    *GRPC,
+    "server/encoded.py",
+    "server/status.py",
+    "client/status.py",
+    "client/transport.py",
+    "common/wire.py",
+}
 """What may use the contract's messages, besides the codec registry."""
 MODULES = sorted(
     path

@@ -678,16 +678,35 @@ class GetStatusResponse(google.protobuf.message.Message):
     ROUNDS_FIELD_NUMBER: builtins.int
     STATE_DIGEST_FIELD_NUMBER: builtins.int
     CLIENTS_FIELD_NUMBER: builtins.int
+    WAITS_FOR_FIELD_NUMBER: builtins.int
+    PHASE_SECONDS_FIELD_NUMBER: builtins.int
+    SECONDS_LEFT_FIELD_NUMBER: builtins.int
+    QUALITY_FIELD_NUMBER: builtins.int
+    PROBLEMS_FIELD_NUMBER: builtins.int
     run_name: builtins.str
     phase: builtins.str
     """waiting, open, closing, finished"""
     round: builtins.int
     rounds: builtins.int
     state_digest: builtins.bytes
+    waits_for: builtins.str
+    """What the run waits for, in one line; empty for a caller who may not know names."""
+    phase_seconds: builtins.float
+    """how long the phase has lasted, to a second or so"""
+    seconds_left: builtins.float
+    """of the run, at the pace of its last rounds"""
     @property
     def fingerprint(self) -> Global___Fingerprint: ...
     @property
     def clients(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ClientStatus]: ...
+    @property
+    def quality(self) -> Global___Quality:
+        """the last evaluation; unset without one"""
+
+    @property
+    def problems(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Problem]:
+        """the last ones; none for a caller who may not know names"""
+
     def __init__(
         self,
         *,
@@ -698,11 +717,95 @@ class GetStatusResponse(google.protobuf.message.Message):
         rounds: builtins.int = ...,
         state_digest: builtins.bytes = ...,
         clients: collections.abc.Iterable[Global___ClientStatus] | None = ...,
+        waits_for: builtins.str = ...,
+        phase_seconds: builtins.float = ...,
+        seconds_left: builtins.float | None = ...,
+        quality: Global___Quality | None = ...,
+        problems: collections.abc.Iterable[Global___Problem] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["fingerprint", b"fingerprint"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["clients", b"clients", "fingerprint", b"fingerprint", "phase", b"phase", "round", b"round", "rounds", b"rounds", "run_name", b"run_name", "state_digest", b"state_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seconds_left", b"_seconds_left", "fingerprint", b"fingerprint", "quality", b"quality", "seconds_left", b"seconds_left"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seconds_left", b"_seconds_left", "clients", b"clients", "fingerprint", b"fingerprint", "phase", b"phase", "phase_seconds", b"phase_seconds", "problems", b"problems", "quality", b"quality", "round", b"round", "rounds", b"rounds", "run_name", b"run_name", "seconds_left", b"seconds_left", "state_digest", b"state_digest", "waits_for", b"waits_for"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_seconds_left", b"_seconds_left"]) -> typing.Literal["seconds_left"] | None: ...
 
 Global___GetStatusResponse: typing_extensions.TypeAlias = GetStatusResponse
+
+@typing.final
+class Quality(google.protobuf.message.Message):
+    """Figures of one evaluation of the model."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class FiguresEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    ROUND_FIELD_NUMBER: builtins.int
+    FIGURES_FIELD_NUMBER: builtins.int
+    round: builtins.int
+    """rounds that the model had"""
+    @property
+    def figures(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        round: builtins.int = ...,
+        figures: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["figures", b"figures", "round", b"round"]) -> None: ...
+
+Global___Quality: typing_extensions.TypeAlias = Quality
+
+@typing.final
+class Problem(google.protobuf.message.Message):
+    """A call that ended in an error."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    RPC_FIELD_NUMBER: builtins.int
+    CALLER_FIELD_NUMBER: builtins.int
+    CODE_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    TIMES_FIELD_NUMBER: builtins.int
+    unix_seconds: builtins.float
+    """when it did so last"""
+    rpc: builtins.str
+    caller: builtins.str
+    code: builtins.str
+    """gRPC's name"""
+    error: builtins.str
+    """the error's, as in the trailing metadata "prism-error" """
+    message: builtins.str
+    """of the last time"""
+    times: builtins.int
+    """that it happened to this caller"""
+    def __init__(
+        self,
+        *,
+        unix_seconds: builtins.float = ...,
+        rpc: builtins.str = ...,
+        caller: builtins.str = ...,
+        code: builtins.str = ...,
+        error: builtins.str = ...,
+        message: builtins.str = ...,
+        times: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "code", b"code", "error", b"error", "message", b"message", "rpc", b"rpc", "times", b"times", "unix_seconds", b"unix_seconds"]) -> None: ...
+
+Global___Problem: typing_extensions.TypeAlias = Problem
 
 @typing.final
 class ClientStatus(google.protobuf.message.Message):
@@ -711,10 +814,21 @@ class ClientStatus(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     IN_COHORT_FIELD_NUMBER: builtins.int
     SUBMITTED_FIELD_NUMBER: builtins.int
+    STANDING_FIELD_NUMBER: builtins.int
+    MISSED_FIELD_NUMBER: builtins.int
+    LEFT_OUT_UNTIL_FIELD_NUMBER: builtins.int
     MEASURED_FIELD_NUMBER: builtins.int
     name: builtins.str
     in_cohort: builtins.bool
     submitted: builtins.bool
+    standing: builtins.str
+    """waiting, training, sending, done, gone, awaited (after a restart of the
+    server), left out (it missed deadlines)
+    """
+    missed: builtins.int
+    """deadlines in a row"""
+    left_out_until: builtins.int
+    """the first round that it is asked in again; 0 without missed"""
     @property
     def measured(self) -> Global___MeasuredUpdate:
         """Of the round that was closed last; unset if the client had no part in it."""
@@ -725,10 +839,13 @@ class ClientStatus(google.protobuf.message.Message):
         name: builtins.str = ...,
         in_cohort: builtins.bool = ...,
         submitted: builtins.bool = ...,
+        standing: builtins.str = ...,
+        missed: builtins.int = ...,
+        left_out_until: builtins.int = ...,
         measured: Global___MeasuredUpdate | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["measured", b"measured"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["in_cohort", b"in_cohort", "measured", b"measured", "name", b"name", "submitted", b"submitted"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["in_cohort", b"in_cohort", "left_out_until", b"left_out_until", "measured", b"measured", "missed", b"missed", "name", b"name", "standing", b"standing", "submitted", b"submitted"]) -> None: ...
 
 Global___ClientStatus: typing_extensions.TypeAlias = ClientStatus
 

@@ -137,6 +137,8 @@ def client(
         return
     log = Log(log_level, log_format)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if threads:
         torch.set_num_threads(threads)
     with contextlib.ExitStack() as at_the_end:

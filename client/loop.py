@@ -213,6 +213,7 @@ class Client:
 
     def _train(self, assignment: Assignment, state: GlobalState) -> MadeUpdate:
         steps = self._config.train.local_steps
+        log.info("round %d: training, %d steps", state.round, steps)
         last = time.monotonic()
 
         def progress(step: int, loss: float) -> None:

@@ -93,6 +93,13 @@ class _File(logging.FileHandler):
         log.error("cannot write %s: %s", self.baseFilename, error)
 
 
+def message_of(line: str) -> str:
+    """A line of a log for people without its date and level; others as they are."""
+    _, _, rest = line.partition(" ")
+    level, _, message = rest.partition(" ")
+    return message if level in logging.getLevelNamesMapping() else line
+
+
 def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.ledger import Entry, Ledger
-from prism.__main__ import COMMANDS, subcommand
+from prism.command_line import COMMANDS, subcommand
 
 HEAVY = {"torch", "numpy", "scipy", "sklearn", "grpc", "matplotlib", "rich"}
 PROGRAM = """

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from common.config import load_config
 from common.pem import host_names, load_certificates
-from prism.__main__ import COMMANDS, build, subcommand
+from prism.command_line import COMMANDS, build, subcommand
 
 
 def compose(file: str) -> dict[str, Any]:

@@ -206,6 +206,8 @@ def test_ctrl_c_and_a_closed_terminal_leave_no_process(
         process.send_signal(how)
         assert process.wait(TIMEOUT) == 130
     assert not processes_of(tmp_path / "out")
+    last = f"stopped; to go on: {sys.executable} -m prism {' '.join(map(str, words))}"
+    assert log.read_text().splitlines()[-1] == last
 
 
 def processes_of(out: Path) -> list[int]:

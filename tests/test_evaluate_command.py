@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from common.config import RunConfig
 from common.downlink import initial_state
 from common.model.export import ExportedModel, build_model
-from prism.__main__ import build
+from prism.command_line import build
 
 CONFIG = tiny_config(
     model={"width": 1, "latent": 4},

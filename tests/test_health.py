@@ -11,7 +11,7 @@ from support import running, tiny_config
 from support_tls import Authority
 from typer.testing import CliRunner, Result
 
-from prism.__main__ import build
+from prism.command_line import build
 
 
 def ask(address: str, *words: str | Path) -> Result:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from common.config import load_config
 from common.errors import ConfigError, DataError
 from common.model.export import load_model
-from prism.__main__ import build
+from prism.command_line import build
 from prism.own_images import fitted
 
 QUICKSTART = Path("configs/quickstart.toml")

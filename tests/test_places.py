@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from client.places import Place
 from common.errors import ConfigError
 from common.pem import host_names, load_certificates
-from prism.__main__ import build
+from prism.command_line import build
 
 HOSTS = ("server", "localhost", "127.0.0.1")
 

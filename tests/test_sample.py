@@ -17,7 +17,7 @@ from common.compat import torchvision
 from common.downlink import initial_state
 from common.model.export import ExportedModel, build_model
 from common.model.grid import model_grid
-from prism.__main__ import build
+from prism.command_line import build
 from prism.drawing import interpolation
 from prism.outputs import folder_names
 

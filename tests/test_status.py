@@ -17,7 +17,7 @@ import prism.commands.status
 from client.status import Status
 from common.address import Address
 from common.errors import Busy
-from prism.__main__ import build
+from prism.command_line import build
 from prism.figures_text import sparkline
 from prism.status_text import status_lines
 from server.recent import Recent

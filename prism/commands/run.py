@@ -57,7 +57,8 @@ def run(
 
     One server and N clients talk gRPC over loopback. Everything ends up in the run's directory:
     the resolved config, metrics.jsonl, comm.jsonl, TensorBoard events, pictures and
-    model.prism. Stopped with Ctrl-C, the same command takes it up again.
+    model.prism. Stopped with Ctrl-C, the same command takes it up again; a second Ctrl-C does not
+    wait for the processes to end.
 
     With --data folder:PATH the sub-folders are the classes, unless the config lists others in
     data.classes, or data.labels is "ignore".
@@ -69,51 +70,65 @@ def run(
     prism run configs/quickstart.toml --set output.evaluate_every=10
     prism run configs/quickstart.toml --relay --tls --rate 1mbit --delay 50ms
     """
-    from common.config import load_config
-    from prism.own_images import fitted
-    from prism.run.certificate import make_certificate
-    from prism.run.federation import check_free, check_split, federate, relay_options
+    from prism.run.interrupt import Interrupt
 
-    try:
-        changes = list(override or [])
-        if clients is not None:
-            changes += [f"data.clients={clients}", f"round.start_clients={clients}"]
-        changes = fitted(config, changes, data, typer.echo)
-        resolved = load_config(config, changes)
-        directory = out or Path("runs") / resolved.name
-        spec = data or resolved.data.name
-        if spec == "folder":
-            raise ConfigError("data.name is folder: say which, with --data folder:PATH")
-        count = resolved.data.clients
-        if resolved.start_clients > count:
-            raise ConfigError(
-                f"round.start_clients is {resolved.start_clients}, but {count} clients are "
-                f"started: --clients {resolved.start_clients}, or --set "
-                f"round.start_clients={count}"
+    # Before what takes long to import.
+    with Interrupt() as interrupt:
+        from common.config import load_config
+        from prism.own_images import fitted
+        from prism.run.certificate import make_certificate
+        from prism.run.federation import check_free, check_split, federate, relay_options
+
+        try:
+            changes = list(override or [])
+            if clients is not None:
+                changes += [f"data.clients={clients}", f"round.start_clients={clients}"]
+            changes = fitted(config, changes, data, typer.echo)
+            resolved = load_config(config, changes)
+            directory = out or Path("runs") / resolved.name
+            spec = data or resolved.data.name
+            if spec == "folder":
+                raise ConfigError("data.name is folder: say which, with --data folder:PATH")
+            count = resolved.data.clients
+            if resolved.start_clients > count:
+                raise ConfigError(
+                    f"round.start_clients is {resolved.start_clients}, but {count} clients are "
+                    f"started: --clients {resolved.start_clients}, or --set "
+                    f"round.start_clients={count}"
+                )
+            cores = len(os.sched_getaffinity(0))
+            options = ["--data", spec, "--device", device]
+            options += ["--threads", str(threads or max(1, cores // count))]
+            server_options = [] if start is None else ["--from", str(start)]
+            if resolved.output.evaluate_every and eval_data is None and spec.startswith("folder:"):
+                raise ConfigError(
+                    "output.evaluate_every would compare the model with the clients' own images: "
+                    "give others with --eval-data, or output.evaluate_every=0"
+                )
+            if resolved.output.evaluate_every or eval_data is not None:
+                server_options += ["--eval-data", eval_data or spec, "--features", features]
+            if data_dir is not None:
+                options += ["--data-dir", str(data_dir)]
+                server_options += ["--eval-data-dir", str(data_dir)]
+            relays = relay_options(relay, rate, delay)
+            check_free(directory, resolved)
+            check_split(resolved, spec, data_dir)
+            if tls:
+                certificate, key = make_certificate(directory / "tls")
+                options += ["--ca", str(certificate)]
+                server_options += ["--tls-cert", str(certificate), "--tls-key", str(key)]
+            federate(
+                resolved,
+                config,
+                changes,
+                directory,
+                options,
+                relays,
+                server_options,
+                interrupt=interrupt,
             )
-        cores = len(os.sched_getaffinity(0))
-        options = ["--data", spec, "--device", device]
-        options += ["--threads", str(threads or max(1, cores // count))]
-        server_options = [] if start is None else ["--from", str(start)]
-        if resolved.output.evaluate_every and eval_data is None and spec.startswith("folder:"):
-            raise ConfigError(
-                "output.evaluate_every would compare the model with the clients' own images: "
-                "give others with --eval-data, or output.evaluate_every=0"
-            )
-        if resolved.output.evaluate_every or eval_data is not None:
-            server_options += ["--eval-data", eval_data or spec, "--features", features]
-        if data_dir is not None:
-            options += ["--data-dir", str(data_dir)]
-            server_options += ["--eval-data-dir", str(data_dir)]
-        relays = relay_options(relay, rate, delay)
-        check_free(directory, resolved)
-        check_split(resolved, spec, data_dir)
-        if tls:
-            certificate, key = make_certificate(directory / "tls")
-            options += ["--ca", str(certificate)]
-            server_options += ["--tls-cert", str(certificate), "--tls-key", str(key)]
-        federate(resolved, config, changes, directory, options, relays, server_options)
-    except PrismError as error:
-        raise SystemExit(f"prism run: {error}") from error
-    except OSError as error:
-        raise SystemExit(f"prism run: cannot use {error.filename}: {error.strerror}") from error
+        except PrismError as error:
+            raise SystemExit(f"prism run: {error}") from error
+        except OSError as error:
+            raise SystemExit(f"prism run: cannot use {error.filename}: {error.strerror}") from error
+        interrupt.end_if_asked()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -82,6 +83,9 @@ def _watch(asker: Asker, seconds: float, as_json: bool) -> None:
     from rich.live import Live
     from rich.text import Text
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        # A terminal must get its cursor back.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     shown, finished = _shown(asker, seconds, as_json)
     console = Console()
     in_place = console.is_terminal and not as_json

@@ -16,6 +16,7 @@ from prism.holdings import Holdings
 from prism.relay.shaping import Shape
 from prism.run.child import STOP_SECONDS
 from prism.run.display import RunDisplay
+from prism.run.interrupt import Interrupt
 from prism.run.processes import Member, Starter, processes
 
 
@@ -27,10 +28,13 @@ def federate(
     client_options: Sequence[str],
     relaying: Sequence[str] | None = None,
     server_options: Sequence[str] = (),
+    *,
+    interrupt: Interrupt,
 ) -> None:
     """Start the processes, show how the run goes, and leave none of them behind.
 
     With options for relays, not None, each client reaches the server through a relay of its own.
+    If the run is told to stop, it ends the processes and returns.
 
     Raises:
         PrismError: a process ended early; with the last line that it wrote.
@@ -41,36 +45,57 @@ def federate(
     count = resolved.data.clients
     server_command = ["server", str(config), "--bind", "127.0.0.1:0", "--out", str(directory)]
     server_command += [*server_options, *(f"--set={change}" for change in changes)]
-    with processes(directory / "logs") as start, RunDisplay(resolved, directory) as display:
+    with (
+        interrupt.orderly(),
+        processes(directory / "logs") as start,
+        RunDisplay(resolved, directory) as display,
+    ):
         server = start("server", server_command)
-        if not (address := _address(address_file, server)):
-            return
-        addresses = [address] * count
-        relays: list[Member] = []
-        if relaying is not None:
-            relays, addresses = _relays(start, address, directory / "relay", count, relaying)
-        clients = [
-            start(
-                f"client-{index}",
-                [
-                    *("client", "--server", addresses[index], "--name", f"client-{index}"),
-                    *("--partition", f"{index}/{count}"),
-                    *("--state", str(directory / "clients" / str(index))),
-                    *client_options,
-                ],
-            )
-            for index in range(count)
-        ]
-        while server.process.poll() is None:
-            for member in (*clients, *relays):
-                member.raise_if_failed()
-            display.refresh()
-            time.sleep(0.2)
-        server.raise_if_failed()
+        # Without an address it had nothing to do.
+        if address := _address(address_file, server, interrupt):
+            addresses = [address] * count
+            relays: list[Member] = []
+            if relaying is not None:
+                folder = directory / "relay"
+                relays, addresses = _relays(start, address, folder, count, relaying, interrupt)
+            clients = [
+                start(
+                    f"client-{index}",
+                    [
+                        *("client", "--server", addresses[index], "--name", f"client-{index}"),
+                        *("--partition", f"{index}/{count}"),
+                        *("--state", str(directory / "clients" / str(index))),
+                        *client_options,
+                    ],
+                )
+                for index in range(count)
+                if not interrupt.asked
+            ]
+            display.members = (server, *clients)
+            _watch(server, clients, relays, display, interrupt)
+    if not interrupt.asked:
+        display.done()
+
+
+def _watch(
+    server: Member,
+    clients: Sequence[Member],
+    relays: Sequence[Member],
+    display: RunDisplay,
+    interrupt: Interrupt,
+) -> None:
+    """Until all have ended by themselves, or are to stop; raises PrismError if one failed."""
+    while server.process.poll() is None and not interrupt.asked:
+        for member in (*clients, *relays):
+            member.raise_if_failed()
         display.refresh()
-        with suppress(subprocess.TimeoutExpired):
-            for member in clients:
-                member.process.wait(STOP_SECONDS)
+        time.sleep(0.2)
+    if interrupt.asked:
+        return
+    server.raise_if_failed()
+    with suppress(subprocess.TimeoutExpired):
+        for member in clients:
+            member.process.wait(STOP_SECONDS)
 
 
 def check_free(directory: Path, config: RunConfig) -> None:
@@ -118,7 +143,12 @@ def relay_options(relay: bool, rate: str | None, delay: str | None) -> list[str]
 
 
 def _relays(
-    start: Starter, to: str, folder: Path, count: int, options: Sequence[str]
+    start: Starter,
+    to: str,
+    folder: Path,
+    count: int,
+    options: Sequence[str],
+    interrupt: Interrupt,
 ) -> tuple[list[Member], list[str]]:
     """One relay for each client, listening; and where."""
     folder.mkdir(exist_ok=True)
@@ -129,18 +159,18 @@ def _relays(
         words = ["prism", "relay", "--to", to, "--address-file", str(file), *options]
         log = folder / f"client-{index}.jsonl"
         relays.append(start(f"relay-{index}", [*words, "--log", str(log)], last=True))
-    return relays, [_address(*pair) for pair in zip(files, relays, strict=True)]
+    return relays, [_address(*pair, interrupt) for pair in zip(files, relays, strict=True)]
 
 
-def _address(file: Path, member: Member) -> str:
-    """What a process that listens writes down; empty if it had nothing to do.
+def _address(file: Path, member: Member, interrupt: Interrupt) -> str:
+    """What a process that listens writes down; empty if it had nothing to do, or is to stop.
 
     Raises:
         PrismError: it failed.
     """
     while not file.exists():
         member.raise_if_failed()
-        if member.process.poll() is not None:
+        if member.process.poll() is not None or interrupt.asked:
             return ""
         time.sleep(0.05)
     return file.read_text().strip()

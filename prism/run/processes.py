@@ -10,9 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from common.errors import PrismError
 from prism.run.child import STOP_SECONDS
+
+_TAIL_BYTES: Final = 4096
+"""Of a log, looked at for its last line."""
 
 
 class Member:
@@ -50,11 +54,16 @@ class Member:
             names = {number.value: number.name for number in signal.Signals}
             killer = names.get(-code, f"signal {-code}")
             raise PrismError(f"{self.name} was killed by {killer} (what it wrote: {self.log})")
-        with self.log.open("rb") as stream:
-            stream.seek(self._start)
-            lines = stream.read().decode(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else f"exit code {code}"
+        last = self.last_line() or f"exit code {code}"
         raise PrismError(f"{self.name} stopped: {last} (all of it: {self.log})")
+
+    def last_line(self) -> str:
+        """What it wrote last; empty before it wrote anything."""
+        with self.log.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(self._start, size - _TAIL_BYTES))
+            lines = stream.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
 
 
 class Starter:
@@ -82,13 +91,8 @@ def processes(logs: Path) -> Iterator[Starter]:
     """
     lifeline, held = os.pipe()
     starter = Starter(logs, lifeline)
-    # A closed terminal ends a run as Ctrl-C does.
-    ends = (signal.SIGTERM, signal.SIGHUP)
-    previous = [signal.signal(end, signal.default_int_handler) for end in ends]
     try:
         yield starter
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     finally:
         try:
             _stop(starter.members)
@@ -96,8 +100,6 @@ def processes(logs: Path) -> Iterator[Starter]:
             _stop(starter.last)
             os.close(held)
             os.close(lifeline)
-            for end, handler in zip(ends, previous, strict=True):
-                signal.signal(end, handler)
 
 
 def _stop(members: Sequence[Member]) -> None:
